@@ -1,0 +1,189 @@
+"""Writes what was measured as Markdown: for the terminal, RESULTS.md, and the README."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.goals import GIB, MOST_MEMORY, verdict
+from benchmarks.meter import Phase
+from benchmarks.results import OURS, Cell, Table
+from benchmarks.workloads import ROWS, Row
+
+BEGIN_MARK, END_MARK = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+NOT_ARRIVED, NO_ATTRIBUTES, NOT_ALWAYS = "†", "‡", "§"
+TITLES = {
+    "direct": "Directly to the server",
+    "proxy": "Through 20 ms of round trip and at most 90 MB/s per connection",
+}
+EXPLANATIONS = {
+    NOT_ARRIVED: "the server did not have all of it yet when the last call had returned",
+    NO_ATTRIBUTES: "did not show the time of modification that is stored with the objects",
+    NOT_ALWAYS: "failed in one of its runs, see below",
+}
+
+
+def full_report(tables: Sequence[Table], facts: Mapping[str, str], command: str, day: str) -> str:
+    """The whole of RESULTS.md."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `scripts/bench`; how it measures is in [README.md](README.md).",
+        "",
+        f"- command: `{command}`",
+        f"- date: {day}",
+        *(f"- {name}: {value}" for name, value in facts.items()),
+        "",
+        "Each cell: the best of all runs, and in brackets the CPU time of the daemon (s/GiB, or",
+        "for each file, entry or read) and the peak of its resident memory.",
+    ]
+    for table in tables:
+        lines += ["", f"## {TITLES[table.way]}", "", detailed_table(table)]
+        if table.way == "proxy":
+            lines += ["", "### Traffic", "", traffic_table(table)]
+        lines += ["", *_notes(table)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def detailed_table(table: Table) -> str:
+    """Every row with figures, CPU and memory, the ratio to the best peer, and the goals."""
+    rows = [
+        [
+            f"{row.title}, {row.unit}",
+            *(_detailed_cell(table, row, system) for system in table.systems),
+            _ratio(table, row),
+            verdict(table, row),
+        ]
+        for row in _rows(table)
+    ]
+    rows.append(_memory_row(table))
+    return _markdown(["workload", *table.systems, "ratio to the best peer", "goal"], rows)
+
+
+def short_table(table: Table) -> str:
+    """Every row with its figures alone."""
+    rows = [
+        [
+            f"{row.title}, {row.unit}",
+            *(_short_cell(table, row, system) for system in table.systems),
+            _ratio(table, row),
+        ]
+        for row in _rows(table)
+    ]
+    return _markdown(["workload", *table.systems, "ratio to the best peer"], rows)
+
+
+def traffic_table(table: Table) -> str:
+    """What each row moved: MB sent, MB received, and requests."""
+    rows = [
+        [row.title, *(_traffic(table, row, system) for system in table.systems)]
+        for row in _rows(table)
+        if row.phase != "first"
+    ]
+    header = [f"{system}: MB sent / received, requests" for system in table.systems]
+    return _markdown(["workload", *header], rows)
+
+
+def fill_readme(path: Path, tables: Iterable[Table]) -> None:
+    """Put the short tables between the marks in the project's README."""
+    text = path.read_text()
+    before, begin, rest = text.partition(BEGIN_MARK)
+    _, end, after = rest.partition(END_MARK)
+    if not begin or not end:
+        raise ValueError(f"{path} has no {BEGIN_MARK} ... {END_MARK}")
+    parts = [
+        f"{TITLES[table.way]}:\n\n{short_table(table)}\n\n" + "\n".join(_marks(table))
+        for table in tables
+    ]
+    body = "\n\n".join(part.strip() for part in parts)
+    path.write_text(f"{before}{begin}\n{body}\n{end}{after}")
+
+
+def _rows(table: Table) -> list[Row]:
+    measured = {key for key, _ in table.cells}
+    return [row for row in ROWS.values() if row.key in measured]
+
+
+def _short_cell(table: Table, row: Row, system: str) -> str:
+    cell = table.cells.get((row.key, system))
+    if cell is None:
+        return "-"
+    if cell.best is None:
+        return "failed"
+    return _figure(row.value(cell.best)) + _cell_marks(cell)
+
+
+def _detailed_cell(table: Table, row: Row, system: str) -> str:
+    cell = table.cells.get((row.key, system))
+    text = _short_cell(table, row, system)
+    if cell is None or cell.best is None:
+        return text
+    cost = [_cpu(row, cell.best)] if cell.best.cpu is not None else []
+    return f"{text} ({', '.join([*cost, f'{cell.memory / 1e6:.0f} MB'])})"
+
+
+def _cpu(row: Row, phase: Phase) -> str:
+    """The CPU time of a phase, in the unit that fits its row."""
+    cpu = phase.cpu or 0.0
+    if row.unit == "MB/s":
+        return f"{cpu * GIB / phase.amount:.2f} s/GiB"
+    if row.is_rate:
+        return f"{cpu / phase.amount * 1e6:.0f} µs"
+    return f"{cpu:.2f} s"
+
+
+def _cell_marks(cell: Cell) -> str:
+    marks = NOT_ARRIVED * (not cell.arrived) + NO_ATTRIBUTES * (not cell.attributes_shown)
+    return marks + NOT_ALWAYS * bool(cell.failure)
+
+
+def _ratio(table: Table, row: Row) -> str:
+    advantage = table.advantage(row, table.best_peer(row))
+    return "-" if advantage is None else f"{advantage:.2f}"
+
+
+def _traffic(table: Table, row: Row, system: str) -> str:
+    cell = table.cells.get((row.key, system))
+    if cell is None or cell.best is None or cell.best.traffic is None:
+        return "-"
+    traffic = cell.best.traffic
+    sent, received = _figure(traffic.sent / 1e6), _figure(traffic.received / 1e6)
+    return f"{sent} / {received}, {traffic.requests:,}"
+
+
+def _memory_row(table: Table) -> list[str]:
+    peaks = [table.peak_memory(system) for system in table.systems]
+    goal = f"<= {MOST_MEMORY / 1e6:.0f} MB"
+    if peak := table.peak_memory(OURS):
+        goal += " (yes)" if peak <= MOST_MEMORY else " (no)"
+    return ["peak memory of the daemon, MB", *(f"{peak / 1e6:.0f}" for peak in peaks), "-", goal]
+
+
+def _notes(table: Table) -> list[str]:
+    failures = [
+        f"- {ROWS[key].title}, {system}: {cell.failure}"
+        for (key, system), cell in table.cells.items()
+        if cell.failure
+    ]
+    return [*_marks(table), *(["", "Failures:", "", *failures] if failures else [])]
+
+
+def _marks(table: Table) -> list[str]:
+    used = {mark for cell in table.cells.values() if cell.best for mark in _cell_marks(cell)}
+    return [f"- {mark} {text}" for mark, text in EXPLANATIONS.items() if mark in used]
+
+
+def _figure(value: float) -> str:
+    """A number with three digits that matter."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    return "\n".join(_markdown_line(line, widths) for line in [header, rule, *rows])
+
+
+def _markdown_line(line: Sequence[str], widths: Sequence[int]) -> str:
+    padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+    return f"| {' | '.join(padded)} |"

@@ -1,0 +1,170 @@
+"""What is where: names, sizes and attributes in the bucket, as far as they are known now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import cachetools
+
+from s3mount.attributes import Attributes
+
+
+class Entry(NamedTuple):
+    """What is known of one name.
+
+    `etag` is empty for a directory; `modified_ns` is Last-Modified (0: not known);
+    `attributes` is None when only a listing has spoken; `checked` is when the store (or our
+    own write) said so, on the clock of the cache; `marker` tells whether a directory is known
+    to have a marker object of its own; `kept` are the
+    headers that a new version takes over, None when only a listing has spoken.
+    """
+
+    directory: bool
+    size: int
+    etag: str
+    modified_ns: int
+    attributes: Attributes | None
+    checked: float
+    marker: bool = False
+    kept: Mapping[str, str] | None = None
+
+
+class Absent(NamedTuple):
+    """There is nothing of that name; `checked` as in `Entry`."""
+
+    checked: float
+
+
+class _Directory:
+    """The known names under one prefix; `complete` is when a whole listing began."""
+
+    __slots__ = ("complete", "names")
+
+    def __init__(self) -> None:
+        self.names: dict[str, Entry | Absent] = {}
+        self.complete: float | None = None
+
+
+class MetaCache:
+    """Entries by directory prefix and segment, each with its age.
+
+    Nothing is given out past its time to live (seconds); our own changes are visible at once
+    and survive a listing that began before them.  At most *max_entries* names are kept: whole
+    directories go, the least recently used first.
+    """
+
+    def __init__(
+        self, ttl: float, negative_ttl: float, max_entries: int, clock: Callable[[], float]
+    ) -> None:
+        self.ttl = ttl
+        self.negative_ttl = negative_ttl
+        self.clock = clock
+        self._max_entries = max_entries
+        self._count = 0
+        self._directories: cachetools.LRUCache[str, _Directory] = cachetools.LRUCache(1 << 40)
+
+    def get(self, prefix: str, segment: str) -> Entry | Absent | None:
+        """What is known of a name: an entry, its absence, or None."""
+        directory = self._directories.get(prefix)
+        if directory is None:
+            return None
+        now = self.clock()
+        found = directory.names.get(segment)
+        if found is None:
+            if directory.complete is not None and now - directory.complete < self.negative_ttl:
+                return Absent(directory.complete)
+            return None
+        ttl = self.ttl if isinstance(found, Entry) else self.negative_ttl
+        return found if now - found.checked < ttl else None
+
+    def peek(self, prefix: str, segment: str) -> Entry | None:
+        """The last entry known of a name, however old."""
+        directory = self._directories.get(prefix)
+        found = None if directory is None else directory.names.get(segment)
+        return found if isinstance(found, Entry) else None
+
+    def put(self, prefix: str, segment: str, entry: Entry | Absent) -> None:
+        """Take note of a name."""
+        directory = self._directories.get(prefix)
+        if directory is None:
+            directory = self._directories[prefix] = _Directory()
+        if segment not in directory.names:
+            self._count += 1
+            self._shrink(prefix)
+        directory.names[segment] = entry
+
+    def drop(self, prefix: str, segment: str) -> None:
+        """Forget a name, so that the store is asked next time."""
+        directory = self._directories.get(prefix)
+        if directory is not None:
+            directory.complete = None
+            if directory.names.pop(segment, None) is not None:
+                self._count -= 1
+
+    def drop_tree(self, prefix: str) -> None:
+        """Forget everything under a prefix."""
+        for other in [p for p in self._directories if p.startswith(prefix)]:
+            self._count -= len(self._directories.pop(other).names)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._directories.clear()
+        self._count = 0
+
+    def listing(self, prefix: str) -> Mapping[str, Entry | Absent] | None:
+        """All names under a prefix, if a fresh and complete listing is known."""
+        directory = self._directories.get(prefix)
+        if directory is None or directory.complete is None:
+            return None
+        return directory.names if self.clock() - directory.complete < self.ttl else None
+
+    def put_listing(self, prefix: str, names: dict[str, Entry], began: float) -> None:
+        """Take note of a complete listing that began at *began*.
+
+        What is known from later than that stays, and so do the attributes of objects that the
+        listing shows unchanged.
+        """
+        old = self._directories.get(prefix)
+        merged: dict[str, Entry | Absent] = dict(names)
+        if old is not None:
+            for segment, known in old.names.items():
+                if known.checked > began:
+                    merged[segment] = known
+                elif isinstance(known, Entry) and segment in names:
+                    merged[segment] = _combine(names[segment], known)
+            self._count -= len(old.names)
+        directory = self._directories[prefix] = _Directory()
+        directory.names = merged
+        directory.complete = began
+        self._count += len(merged)
+        self._shrink(prefix)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def max_entries(self) -> int:
+        """How many names are kept at most."""
+        return self._max_entries
+
+    def _shrink(self, keep: str) -> None:
+        while self._count > self._max_entries and len(self._directories) > 1:
+            prefix, directory = self._directories.popitem()
+            if prefix == keep:
+                self._directories[prefix] = directory
+                prefix, directory = self._directories.popitem()
+            self._count -= len(directory.names)
+
+
+def _combine(listed: Entry, known: Entry) -> Entry:
+    """Keep what HEAD taught about an object that a listing shows unchanged."""
+    if listed.directory != known.directory:
+        return listed
+    if listed.directory:
+        return listed._replace(attributes=known.attributes, marker=known.marker or listed.marker)
+    same = listed.etag == known.etag and listed.size == known.size
+    # Our own write does not tell Last-Modified; any other difference means new metadata.
+    if same and known.modified_ns in (0, listed.modified_ns):
+        return listed._replace(attributes=known.attributes, kept=known.kept)
+    return listed

@@ -1,0 +1,384 @@
+"""The options of a mount, each declared once: the fields of `Config`.
+
+The command line, ``mount -o``, configuration files, the help and docs/configuration.md are all
+made from this table.  Only the commands and the daemon know `Config`; what is below the daemon
+takes plain values.
+"""
+# ruff: noqa: RUF009
+# Each call of `option` makes a field of its own, so nothing is shared.
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from s3mount.values import (
+    ADDRESSING,
+    DURATION,
+    FLAG,
+    GROUP,
+    MEMORY,
+    MODE,
+    ON_OFF,
+    PATH,
+    PREFIX,
+    SIZE,
+    TEXT,
+    TTL,
+    URL,
+    USER,
+    Kind,
+    between,
+    choice,
+    parse_duration,
+    parse_size,
+)
+
+STORE = "Store"
+ACCESS = "Access"
+CACHING = "Caching"
+WRITING = "Writing"
+NETWORK = "Network"
+PROCESS = "Process"
+SECTIONS = (STORE, ACCESS, CACHING, WRITING, NETWORK, PROCESS)
+
+PART = Kind(
+    "SIZE",
+    "a size from 5M to 5G",
+    between(parse_size, 5 << 20, 5 << 30),  # S3's own limits
+)
+CACHE_SIZE = Kind("SIZE", "a size of at least 16M, such as 10G", between(parse_size, 16 << 20))
+COUNT = Kind("NUMBER", "a whole number from 1 to 1024", between(int, 1, 1024))
+LIMIT = Kind("TIME", "a time of at least 1s", between(parse_duration, 1))
+
+
+class Option(NamedTuple):
+    """One option, as the commands and the manual see it.
+
+    Names have dashes.  An alias ``NAME=VALUE`` is a flag: another spelling of the option with
+    that value.  `default` is what the manual says about it.
+    """
+
+    name: str
+    kind: Kind
+    section: str
+    manual: str
+    default: str
+    aliases: tuple[str, ...]
+    letter: str
+    in_file: bool
+
+
+def option(
+    kind: Kind,
+    section: str,
+    manual: str,
+    *,
+    default: str | None = None,
+    shown: str = "none",
+    compute: Callable[[], object] = lambda: None,
+    aliases: tuple[str, ...] = (),
+    letter: str = "",
+    in_file: bool = True,
+) -> Any:
+    """Declare a field of `Config`: its place in the manual, and how text becomes its value.
+
+    The default is given as the text that a user would write, or computed and *shown* as told.
+    """
+    text = default
+    return field(
+        default_factory=compute if text is None else lambda: kind.parse(text),
+        metadata={
+            "option": Option("", kind, section, manual, text or shown, aliases, letter, in_file)
+        },
+    )
+
+
+def state_directory() -> Path:
+    """Return where journals live: the system's place for root, the user's for others."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/s3mount")
+    base = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    return Path(base, "s3mount")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The choices for one mount: sizes in bytes, times in seconds, paths absolute.
+
+    `prefix` is empty or ends in a slash; `mountpoint` is the real path.  `mount_flags` holds
+    the words of mount(8) that hold for this mount, such as ``nosuid``, ``noatime`` or ``ro``.
+    """
+
+    bucket: str
+    mountpoint: Path
+    mount_flags: frozenset[str]
+    prefix: str = option(
+        PREFIX,
+        STORE,
+        "mount only the keys below this prefix, the same as BUCKET/PREFIX",
+        default="",
+        shown="the whole bucket",
+    )
+    endpoint_url: str | None = option(
+        URL,
+        STORE,
+        "address of the store; without it AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the "
+        "AWS profile are asked",
+        shown="AWS S3",
+        aliases=("url", "endpoint", "s3-endpoint"),
+    )
+    region: str | None = option(
+        TEXT,
+        STORE,
+        "region of the bucket; without it AWS_REGION, AWS_DEFAULT_REGION and the AWS profile "
+        "are asked, and the store itself corrects a wrong one",
+        shown="us-east-1",
+        aliases=("s3-region",),
+    )
+    profile: str | None = option(
+        TEXT,
+        STORE,
+        "section of ~/.aws/config and ~/.aws/credentials to use",
+        shown="AWS_PROFILE",
+        aliases=("s3-profile",),
+    )
+    path_style: bool | None = option(
+        ADDRESSING,
+        STORE,
+        "put the bucket into the path of a request, not into the host name; auto does so for "
+        "every store but AWS",
+        default="auto",
+        aliases=(
+            "force-path-style=true",
+            "use-path-request-style=true",
+            "s3-force-path-style",
+            "subdomain=false",
+        ),
+    )
+    no_sign_request: bool = option(
+        FLAG,
+        STORE,
+        "use no credentials, for public buckets",
+        default="false",
+        aliases=("anonymous", "public-bucket"),
+    )
+    ca_bundle: Path | None = option(
+        PATH,
+        STORE,
+        "file of certificates (PEM) to trust in place of the system's",
+        shown="AWS_CA_BUNDLE, else the system's",
+    )
+    no_verify_ssl: bool = option(
+        FLAG,
+        STORE,
+        "accept any certificate: whoever is on the way can read and change everything",
+        default="false",
+        aliases=("no-check-certificate",),
+    )
+    insecure_http: bool = option(
+        FLAG,
+        STORE,
+        "allow requests with credentials over plain http:// to another machine",
+        default="false",
+    )
+    ro: bool = option(
+        FLAG,
+        ACCESS,
+        "refuse every change (EROFS)",
+        default="false",
+        aliases=("read-only", "rw=false"),
+    )
+    uid: int = option(
+        USER,
+        ACCESS,
+        "owner of everything that has no owner of its own",
+        compute=os.getuid,
+        shown="the user who mounts",
+    )
+    gid: int = option(
+        GROUP,
+        ACCESS,
+        "group of everything that has no group of its own",
+        compute=os.getgid,
+        shown="the user who mounts",
+    )
+    file_mode: int = option(
+        MODE,
+        ACCESS,
+        "permissions of files that have none of their own",
+        default="0644",
+        aliases=("file-perms",),
+    )
+    dir_mode: int = option(
+        MODE,
+        ACCESS,
+        "permissions of directories that have none of their own",
+        default="0755",
+        aliases=("dir-perms",),
+    )
+    umask: int = option(MODE, ACCESS, "bits taken out of file-mode and dir-mode", default="0000")
+    allow_other: bool = option(
+        FLAG,
+        ACCESS,
+        "let other users in, as far as the permissions allow; a user other than root needs "
+        "user_allow_other in /etc/fuse.conf",
+        default="false",
+    )
+    allow_root: bool = option(
+        FLAG, ACCESS, "let root in, and no other user but the owner", default="false"
+    )
+    attributes: bool = option(
+        ON_OFF,
+        ACCESS,
+        "keep modes, owners and times in the objects' metadata, as s3fs does; off is faster "
+        "for `ls -l` and shows the defaults for all",
+        default="on",
+    )
+    exclusive_create: str = option(
+        choice("open", "close"),
+        ACCESS,
+        "when a file made with O_EXCL is claimed in the store: at open, which costs a request "
+        "and shows an empty object at once, or at close",
+        default="close",
+    )
+    metadata_ttl: float = option(
+        TTL,
+        CACHING,
+        "how long names, sizes and times may be out of date when others change the bucket",
+        default="60s",
+        aliases=("stat-cache-expire", "stat-cache-ttl", "dir-cache-time"),
+    )
+    negative_ttl: float = option(
+        TTL,
+        CACHING,
+        "how long the absence of a name is remembered",
+        default="5s",
+        aliases=("negative-metadata-ttl",),
+    )
+    memory: int = option(
+        MEMORY,
+        CACHING,
+        "budget for all buffers and caches; auto is an eighth of what the machine (or cgroup) "
+        "has, at least 32M, at most 256M",
+        default="auto",
+    )
+    cache: Path | None = option(
+        PATH,
+        CACHING,
+        "directory for a cache on disk that outlives the mount",
+        aliases=("use-cache", "cache-dir"),
+    )
+    max_cache_size: int = option(
+        CACHE_SIZE, CACHING, "most that the cache on disk may hold", default="10G"
+    )
+    min_free_space: int = option(
+        SIZE, CACHING, "free space that the cache on disk leaves to others", default="1G"
+    )
+    read_ahead: int | None = option(
+        SIZE,
+        CACHING,
+        "most that is read ahead of a sequential reader; 0 reads nothing ahead",
+        shown="a share of memory",
+        aliases=("max-read-ahead",),
+    )
+    writeback: bool = option(
+        FLAG,
+        WRITING,
+        "let close and fsync return when the data is safe in the local journal, and upload "
+        "after that",
+        default="false",
+    )
+    part_size: int = option(
+        PART,
+        WRITING,
+        "size of the parts of an upload; it grows by itself for files of more than 10,000 parts",
+        default="8M",
+        aliases=("write-part-size",),
+    )
+    state_dir: Path = option(
+        PATH,
+        WRITING,
+        "directory for files that are being written and for what is not uploaded yet",
+        compute=state_directory,
+        shown="/var/lib/s3mount, or ~/.local/state/s3mount for a user",
+    )
+    shutdown_timeout: float = option(
+        DURATION,
+        WRITING,
+        "how long a daemon that was told to stop (SIGTERM, Ctrl-C) goes on uploading",
+        default="5m",
+    )
+    connections: int = option(COUNT, NETWORK, "most connections to the store", default="64")
+    timeout: float = option(
+        LIMIT,
+        NETWORK,
+        "how long a failing store is tried before a program gets an error",
+        default="60s",
+    )
+    hard: bool = option(
+        FLAG,
+        NETWORK,
+        "let programs wait for a failing store for as long as it takes, as NFS does; soft, "
+        "the opposite, is the default",
+        default="false",
+        aliases=("soft=false",),
+    )
+    foreground: bool = option(
+        FLAG,
+        PROCESS,
+        "stay in the foreground and log to the terminal",
+        default="false",
+        letter="f",
+        in_file=False,
+    )
+    start_timeout: float = option(
+        LIMIT, PROCESS, "how long to wait for the mount to answer", default="90s"
+    )
+    config: Path | None = option(
+        PATH,
+        PROCESS,
+        "file of options (TOML); what is given elsewhere comes before it",
+        in_file=False,
+    )
+    debug: bool = option(
+        FLAG,
+        PROCESS,
+        "log everything, and show where in the program an error came from",
+        default="false",
+        letter="d",
+    )
+    log_level: str = option(
+        choice("debug", "info", "warning", "error"),
+        PROCESS,
+        "what is worth a line in the log",
+        default="info",
+    )
+    log_file: Path | None = option(
+        PATH,
+        PROCESS,
+        "file to log to",
+        shown="the terminal in the foreground, else syslog",
+    )
+    log_format: str = option(
+        choice("text", "json"), PROCESS, "lines for people or for programs", default="text"
+    )
+    no_fast_init: bool = option(
+        FLAG,
+        PROCESS,
+        "talk to the kernel without the changes that make many programs in one directory fast; "
+        "for kernels on which the mount fails otherwise",
+        default="false",
+    )
+
+
+def _options() -> tuple[Option, ...]:
+    return tuple(
+        item.metadata["option"]._replace(name=item.name.replace("_", "-"))
+        for item in fields(Config)
+        if "option" in item.metadata
+    )
+
+
+OPTIONS = _options()

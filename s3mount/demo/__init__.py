@@ -1,0 +1,1 @@
+"""The demonstration: a real S3 server on loopback, a bucket, a mount, and a tour of it."""

@@ -1,0 +1,1 @@
+"""POSIX meaning: names, inodes, handles, attributes."""

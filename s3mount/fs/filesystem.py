@@ -1,0 +1,504 @@
+"""POSIX on a bucket: what each operation on names, attributes and handles means.
+
+Lock order: the lock of an open file, then nothing.  The kernel holds the lock of a directory
+while it creates, removes or renames in it, so two changes of one name never meet here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from dataclasses import dataclass, replace
+
+import trio
+
+from s3mount.attributes import Attributes
+from s3mount.cache.blocks import ObjectVersion
+from s3mount.cache.metadata import Absent, Entry
+from s3mount.cache.readahead import ReadAhead
+from s3mount.errors import PosixError, StoreError
+from s3mount.fs.inodes import Inode, InodeTable
+from s3mount.fs.markers import ATTRIBUTE_DELAY, Markers
+from s3mount.fs.names import check_key, is_long, split_file, to_segment
+from s3mount.fs.namespace import Namespace
+from s3mount.fs.openfile import OpenFile
+from s3mount.fs.workshop import Workshop
+from s3mount.s3.store import ABSENT, Buffer, ObjectStore
+
+RECENT = 1.0  # Seconds: an open so soon after its lookup needs no second look.
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What stat(2) shows; `certain` is False while only a listing has spoken."""
+
+    inode: Inode
+    attributes: Attributes
+    size: int
+    certain: bool = True
+    age: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What setattr changes; None: stays.  Times in nanoseconds."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(slots=True)
+class Handle:
+    """One open file: who reads ahead for it, and whether it may write."""
+
+    file: OpenFile
+    reader: ReadAhead
+    writable: bool
+
+
+class FileSystem:
+    """One mounted bucket."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        namespace: Namespace,
+        workshop: Workshop,
+        *,
+        exclusive_at_open: bool,
+    ) -> None:
+        self.inodes = InodeTable()
+        self.namespace = namespace
+        self.files: dict[Inode, OpenFile] = {}
+        self._store = store
+        self._workshop = workshop
+        self._exclusive_at_open = exclusive_at_open
+        self.cache = namespace.cache
+        self._handles: dict[int, Handle] = {}
+        self._last_handle = 0
+        self.markers = Markers(store, namespace, workshop, self.inodes)
+        self._root = namespace.defaults.directory(time.time_ns())
+
+    # -- names -----------------------------------------------------------------------------
+
+    async def lookup(self, parent_number: int, name: bytes) -> Stat:
+        """What *name* is in a directory."""
+        parent = self.inodes.get(parent_number)
+        if name == b".":
+            return await self.getattr(parent_number)
+        if name == b"..":
+            return await self.getattr((parent.parent or parent).number)
+        inode = self.inodes.find(parent, name)
+        if inode is not None and inode in self.files:
+            file = self.files[inode]
+            if file.dirty:
+                return self.stat_file(inode, file)
+        prefix, segment = parent.prefix, self.segment_of(name)
+        check_key(prefix + segment)
+        entry = await self.namespace.find(prefix, segment)
+        if entry is None:
+            raise PosixError(errno.ENOENT)
+        return self.stat_entry(self.inode_of(parent, name, segment, entry), entry)
+
+    def segment_of(self, name: bytes) -> str:
+        if is_long(name):
+            raise PosixError(errno.ENAMETOOLONG)
+        plain = split_file(name)
+        return to_segment(name if plain is None else plain)
+
+    def inode_of(self, parent: Inode, name: bytes, segment: str, entry: Entry) -> Inode:
+        """The inode for an entry: another one when the content is another.
+
+        So the kernel's pages, and its idea of the size, never belong to two versions.
+        """
+        inode = self.inodes.find(parent, name)
+        if inode is not None and not entry.directory:
+            file = self.files.get(inode)
+            if file is not None and file.dirty:
+                return inode
+            if inode.shown not in ("", entry.etag):
+                self.detach(inode)
+        inode = self.inodes.obtain(parent, name, segment, directory=entry.directory)
+        if not entry.directory:
+            inode.shown = entry.etag
+        return inode
+
+    def detach(self, inode: Inode) -> None:
+        self.inodes.detach(inode)
+
+    def forget(self, number: int, count: int) -> None:
+        """The kernel gives back *count* lookups of an inode."""
+        self.inodes.forget(number, count)
+
+    async def getattr(self, number: int) -> Stat:
+        """What stat(2) shows of an inode.
+
+        ESTALE says that the name stands for something else by now: the kernel then walks the
+        path again, and the program never notices.
+        """
+        inode = self.inodes.get(number)
+        file = self.files.get(inode)
+        if file is not None:
+            return self.stat_file(inode, file)
+        if inode.parent is None:
+            return Stat(inode, self.markers.unsaved.get(inode, self._root), 0)
+        if inode.gone:
+            raise PosixError(errno.ESTALE)
+        entry = await self.namespace.find(inode.parent.prefix, inode.segment)
+        if entry is None or entry.directory != inode.directory:
+            raise PosixError(errno.ESTALE)
+        if not entry.directory and inode.shown not in ("", entry.etag):
+            self.detach(inode)
+            raise PosixError(errno.ESTALE)
+        return self.stat_entry(inode, entry)
+
+    def stat_file(self, inode: Inode, file: OpenFile) -> Stat:
+        return Stat(inode, file.attributes, file.size)
+
+    def stat_entry(self, inode: Inode, entry: Entry) -> Stat:
+        unsaved = self.markers.unsaved.get(inode)
+        attributes = unsaved or entry.attributes
+        if attributes is None:
+            defaults = self.namespace.defaults
+            make = defaults.directory if entry.directory else defaults.file
+            attributes = make(entry.modified_ns)
+        certain = entry.attributes is not None or not self.namespace.keep_attributes
+        age = self.cache.clock() - entry.checked
+        return Stat(inode, attributes, entry.size, certain, age)
+
+    # -- attributes ------------------------------------------------------------------------
+
+    async def setattr(self, number: int, changes: Changes, handle_number: int | None) -> Stat:
+        """Change attributes or the size."""
+        inode = self.inodes.get(number)
+        if inode.directory:
+            return await self._set_directory(inode, changes)
+        file = await self.file_of(inode)
+        file.handles += 1
+        try:
+            if changes.size is not None and changes.size != file.size:
+                await file.truncate(changes.size)
+                if handle_number is None and file.handles == 1:
+                    await self.save(file)
+            self._apply(file, changes)
+            return self.stat_file(inode, file)
+        finally:
+            file.handles -= 1
+            self.settle(file)
+
+    def _apply(self, file: OpenFile, changes: Changes) -> None:
+        attributes = _changed(file.attributes, changes)
+        if attributes != file.attributes and self.namespace.keep_attributes:
+            file.set_attributes(attributes)
+
+    async def _set_directory(self, inode: Inode, changes: Changes) -> Stat:
+        current = await self.getattr(inode.number)
+        attributes = _changed(current.attributes, changes)
+        if not self.namespace.keep_attributes:
+            return current
+        self.markers.set(inode, attributes)
+        return Stat(inode, attributes, 0)
+
+    # -- opening ---------------------------------------------------------------------------
+
+    async def open(self, number: int, flags: int) -> tuple[int, bool]:
+        """Open a file: its handle, and whether the kernel's pages of it are still good."""
+        inode = self.inodes.get(number)
+        file = await self.file_of(inode, fresh=True)
+        if flags & os.O_TRUNC and file.size:
+            await file.truncate(0)
+        return self._new_handle(file, flags), True
+
+    async def file_of(self, inode: Inode, *, fresh: bool = False) -> OpenFile:
+        """The open file of an inode; with *fresh* the store is asked whether it is current."""
+        file = self.files.get(inode)
+        if file is not None and (file.dirty or inode.gone or not fresh):
+            return file
+        if inode.gone or inode.parent is None:
+            raise PosixError(errno.ESTALE)
+        since = self.cache.clock() - RECENT if fresh else 0.0
+        entry = await self.namespace.find(inode.parent.prefix, inode.segment, fresh=since)
+        file = self.files.get(inode)
+        if file is not None and file.dirty:
+            return file
+        if entry is None or entry.directory or inode.shown not in ("", entry.etag):
+            self.detach(inode)
+            raise PosixError(errno.ESTALE)
+        return file if file is not None else self._new_file(inode, entry)
+
+    def _new_file(self, inode: Inode, entry: Entry | None, attributes: Attributes | None = None
+    ) -> OpenFile:  # fmt: skip
+        base = None
+        if entry is not None:
+            base = ObjectVersion(inode.key, entry.etag, entry.size)
+            attributes = entry.attributes or self.namespace.defaults.file(entry.modified_ns)
+        assert attributes is not None
+        kept = entry.kept if entry is not None else {}
+        file = self.files[inode] = OpenFile(self._workshop, inode, attributes, base, kept)
+        self.inodes.pin(inode)
+        return file
+
+    def _new_handle(self, file: OpenFile, flags: int) -> int:
+        self._last_handle += 1
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+        self._handles[self._last_handle] = Handle(file, file.reader(), writable)
+        file.handles += 1
+        return self._last_handle
+
+    async def create(
+        self, parent_number: int, name: bytes, flags: int, attributes: Attributes
+    ) -> tuple[int, Stat]:
+        """Create and open a file; the store hears of it when it is closed."""
+        parent = self.inodes.get(parent_number)
+        segment = self.segment_of(name)
+        check_key(parent.prefix + segment)
+        entry = await self.namespace.find(parent.prefix, segment)
+        known = self.inodes.find(parent, name)
+        if entry is not None or (known is not None and known in self.files):
+            return await self._open_existing(parent, name, flags, entry)
+        inode = self.inodes.obtain(parent, name, segment, directory=False)
+        file = self._new_file(inode, None, attributes)
+        if flags & os.O_EXCL or self.namespace.listing_denied:
+            file.condition = ABSENT
+        handle = self._new_handle(file, flags)
+        if flags & os.O_EXCL and self._exclusive_at_open:
+            await self._claim(file, handle)
+        self.touch_directory(parent)
+        return handle, self.stat_file(inode, file)
+
+    async def _claim(self, file: OpenFile, handle: int) -> None:
+        """Make the name ours in the store before open(2) returns."""
+        try:
+            await self.save(file)
+        except BaseException:
+            self._discard(file, handle)
+            raise
+
+    def _discard(self, file: OpenFile, handle: int) -> None:
+        del self._handles[handle]
+        file.handles -= 1
+        file.detach()
+        self.detach(file.inode)
+        self.settle(file)
+
+    async def _open_existing(
+        self, parent: Inode, name: bytes, flags: int, entry: Entry | None
+    ) -> tuple[int, Stat]:
+        if flags & os.O_EXCL:
+            raise PosixError(errno.EEXIST)
+        if entry is not None:
+            inode = self.inode_of(parent, name, self.segment_of(name), entry)
+        else:
+            found = self.inodes.find(parent, name)
+            assert found is not None
+            inode = found
+        if inode.directory:
+            raise PosixError(errno.EISDIR)
+        handle, _ = await self.open(inode.number, flags)
+        return handle, self.stat_file(inode, self.files[inode])
+
+    # -- bytes -----------------------------------------------------------------------------
+
+    async def read(self, handle_number: int, offset: int, size: int) -> Buffer:
+        """Read up to *size* bytes; the buffer is good until the next checkpoint."""
+        handle = self._handles[handle_number]
+        return await handle.file.read(handle.reader, offset, size)
+
+    async def write(self, handle_number: int, offset: int, data: bytes) -> int:
+        """Write *data* at *offset*."""
+        await self._handles[handle_number].file.write(offset, data)
+        return len(data)
+
+    async def flush(self, handle_number: int) -> None:
+        """close(2): when it returns, the store has the file."""
+        handle = self._handles[handle_number]
+        if handle.writable or handle.file.changed:
+            await self.save(handle.file)
+
+    async def fsync(self, handle_number: int) -> None:
+        """fsync(2): when it returns, the store has the file."""
+        await self.save(self._handles[handle_number].file)
+
+    async def release(self, handle_number: int) -> None:
+        """The last reference to a handle is gone."""
+        file = self._handles.pop(handle_number).file
+        try:
+            if file.handles == 1 and file.changed and not file.unlinked and file.error is None:
+                await self.save(file)  # Pages of a mapping may come after the last close.
+        except (StoreError, PosixError) as error:
+            self._workshop.report(file.inode.key, error)
+        finally:
+            file.handles -= 1
+            self.settle(file)
+
+    async def save(self, file: OpenFile) -> None:
+        """Save a file, and take note of what the store has now."""
+        stored = await file.save()
+        if stored is not None:
+            self.saved(file)
+
+    def saved(self, file: OpenFile) -> None:
+        inode = file.inode
+        if inode.gone or inode.parent is None or file.base is None:
+            return
+        inode.shown = file.base.etag
+        now = self.cache.clock()
+        entry = Entry(
+            False, file.base.size, file.base.etag, 0, file.attributes, now, False, file.kept
+        )
+        self.cache.put(inode.parent.prefix, inode.segment, entry)
+
+    def settle(self, file: OpenFile) -> None:
+        """Decide what becomes of a file that may have lost its last handle."""
+        if file.handles or self.files.get(file.inode) is not file:
+            return
+        if file.dirty and file.changed:
+            return  # It could not be saved, and stays until it can.
+        if file.dirty:
+            self._workshop.nursery.start_soon(self._save_attributes_later, file)
+            return
+        del self.files[file.inode]
+        file.close()
+        self.inodes.unpin(file.inode)
+
+    async def _save_attributes_later(self, file: OpenFile) -> None:
+        """Wait for the other half of ``chmod; chown; touch``, then write them once."""
+        await trio.sleep(ATTRIBUTE_DELAY)
+        if file.handles or not file.dirty:
+            return
+        try:
+            await self.save(file)
+        except (StoreError, PosixError) as error:
+            file.unsaved_attributes = False
+            self._workshop.report(file.inode.key, error)
+        self.settle(file)
+
+    # -- removing and making names ---------------------------------------------------------
+
+    async def unlink(self, parent_number: int, name: bytes) -> None:
+        """Remove a file; whoever has it open keeps its bytes."""
+        parent = self.inodes.get(parent_number)
+        prefix, segment = parent.prefix, self.segment_of(name)
+        inode = self.inodes.find(parent, name)
+        file = self.files.get(inode) if inode is not None else None
+        await self._remove_object(prefix + segment, file)
+        if inode is not None:
+            self.detach(inode)
+        self._gone(parent, segment)
+        if file is not None:
+            self.settle(file)
+        await self.keep_directory(parent)
+
+    async def _remove_object(self, key: str, file: OpenFile | None) -> None:
+        if file is not None:
+            await file.keep_content()
+            if not file.stored_key:
+                file.detach()
+                return
+        await self._store.delete(key)
+        if file is not None:
+            file.detach()
+
+    def _gone(self, parent: Inode, segment: str) -> None:
+        self.cache.put(parent.prefix, segment, Absent(self.cache.clock()))
+        self.touch_directory(parent)
+
+    async def keep_directory(self, directory: Inode) -> None:
+        """A directory does not vanish with its last file."""
+        if not any(i.parent is directory and f.changed for i, f in self.files.items()):
+            await self.markers.keep(directory)
+
+    async def mkdir(self, parent_number: int, name: bytes, attributes: Attributes) -> Stat:
+        """Make a directory: its marker object."""
+        parent = self.inodes.get(parent_number)
+        prefix, segment = parent.prefix, self.segment_of(name)
+        check_key(prefix + segment + "/")
+        if await self.namespace.find(prefix, segment, attributes=False) is not None:
+            raise PosixError(errno.EEXIST)
+        await self.markers.put(prefix + segment + "/", attributes)
+        self.cache.put_listing(prefix + segment + "/", {}, self.cache.clock())
+        self.touch_directory(parent)
+        inode = self.inodes.obtain(parent, name, segment, directory=True)
+        return Stat(inode, attributes, 0)
+
+    async def rmdir(self, parent_number: int, name: bytes) -> None:
+        """Remove an empty directory, whatever made it one."""
+        parent = self.inodes.get(parent_number)
+        segment = self.segment_of(name)
+        prefix = parent.prefix + segment + "/"
+        inode = self.inodes.find(parent, name)
+        if inode is not None and self.has_unsaved(inode):
+            raise PosixError(errno.ENOTEMPTY)
+        if not await self.namespace.is_empty(prefix):
+            raise PosixError(errno.ENOTEMPTY)
+        await self._store.delete(prefix)
+        self.cache.drop_tree(prefix)
+        if inode is not None:
+            self.detach(inode)
+        self._gone(parent, segment)
+        await self.keep_directory(parent)
+
+    def has_unsaved(self, directory: Inode) -> bool:
+        return any(i.parent is directory and not i.gone and f.dirty for i, f in self.files.items())
+
+    async def make_node(
+        self, parent_number: int, name: bytes, attributes: Attributes, body: bytes = b""
+    ) -> Stat:
+        """Make a symlink (*body* is its target), a fifo, a socket, a device, an empty file.
+
+        Counts as one lookup already, because nothing else holds the inode at the end.
+        """
+        handle, made = await self.create(parent_number, name, os.O_EXCL | os.O_WRONLY, attributes)
+        try:
+            if body:
+                await self.write(handle, 0, body)
+            await self.flush(handle)
+        except BaseException:
+            self._discard(self._handles[handle].file, handle)
+            raise
+        made.inode.lookups += 1
+        await self.release(handle)
+        return replace(made, size=len(body))
+
+    async def readlink(self, number: int) -> bytes:
+        """The target of a symlink, as it stands in the object."""
+        file = await self.file_of(self.inodes.get(number))
+        handle = self._new_handle(file, os.O_RDONLY)
+        try:
+            return bytes(await self.read(handle, 0, 4096))
+        finally:
+            await self.release(handle)
+
+    # -- directories -----------------------------------------------------------------------
+
+    def touch_directory(self, directory: Inode) -> None:
+        """A change of its names moves mtime and ctime of a directory, for this mount."""
+        now = time.time_ns()
+        if directory.parent is None:
+            self._root = replace(self._root, mtime_ns=now, ctime_ns=now)
+            return
+        entry = self.cache.peek(directory.parent.prefix, directory.segment)
+        if entry is not None and entry.attributes is not None:
+            attributes = replace(entry.attributes, mtime_ns=now, ctime_ns=now)
+            entry = entry._replace(attributes=attributes)
+            self.cache.put(directory.parent.prefix, directory.segment, entry)
+
+
+def _changed(attributes: Attributes, changes: Changes) -> Attributes:
+    """*attributes* after a setattr; any change moves ctime."""
+    mode = attributes.mode
+    if changes.mode is not None:
+        mode = stat.S_IFMT(mode) | stat.S_IMODE(changes.mode)
+    return replace(
+        attributes,
+        mode=mode,
+        uid=attributes.uid if changes.uid is None else changes.uid,
+        gid=attributes.gid if changes.gid is None else changes.gid,
+        mtime_ns=attributes.mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
+        ctime_ns=time.time_ns(),
+    )

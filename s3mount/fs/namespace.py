@@ -1,0 +1,257 @@
+"""Names in the bucket: asks the store what a name is, and lists directories, once each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+
+from s3mount.attributes import Defaults, decode
+from s3mount.cache.blocks import BlockCache, ObjectVersion
+from s3mount.cache.metadata import Absent, Entry, MetaCache
+from s3mount.errors import Denied, InvalidName, InvalidRange, NotFound, StoreError
+from s3mount.fs.listing import Listing
+from s3mount.s3.store import ListPage, ObjectInfo, ObjectStore
+
+log = logging.getLogger(__name__)
+
+HEAD_SIZE = 128 << 10  # Bytes that come along when a file that will be read is looked up.
+
+# What a new version of an object takes over from the old one, beside its attributes.
+KEPT_HEADERS = (
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-type",
+    "expires",
+    "x-amz-website-redirect-location",
+)
+META = "x-amz-meta-"
+OURS = ("mode", "uid", "gid", "mtime", "ctime", "atime", "rdev", "xattr")
+
+
+def kept_headers(info: ObjectInfo) -> Mapping[str, str]:
+    """The headers of an object that a new version of the same file keeps."""
+    kept = {name: info.headers[name] for name in KEPT_HEADERS if info.headers.get(name)}
+    if kept.get("content-encoding") == "aws-chunked":
+        del kept["content-encoding"]
+    for name, value in info.metadata.items():
+        if name not in OURS:
+            kept[META + name] = value
+    return kept
+
+
+class Namespace:
+    """Answers "what is *segment* under *prefix*?" from the cache or the store.
+
+    Each question is under way once, however many ask it.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        cache: MetaCache,
+        blocks: BlockCache,
+        defaults: Defaults,
+        nursery: trio.Nursery,
+        *,
+        keep_attributes: bool,
+    ) -> None:
+        self.cache = cache
+        self.defaults = defaults
+        self.keep_attributes = keep_attributes
+        self._store = store
+        self._blocks = blocks
+        self._nursery = nursery
+        self._asking: dict[tuple[str, str], trio.Event] = {}
+        self._listings: dict[str, Listing] = {}
+        self._listing_denied = False
+        self._kept: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
+
+    # -- one name --------------------------------------------------------------------------
+
+    async def find(
+        self, prefix: str, segment: str, *, fresh: float = 0.0, attributes: bool = True
+    ) -> Entry | None:
+        """What is there, or None.
+
+        Knowledge older than *fresh* (a moment of the cache's clock) does not count.  Without
+        *attributes* an entry that only a listing has shown will do.
+        """
+        while True:
+            known = self.cache.get(prefix, segment)
+            if known is not None and known.checked >= fresh:
+                if isinstance(known, Absent):
+                    return None
+                if known.attributes is not None or not (attributes and self.keep_attributes):
+                    return known
+            key = (prefix, segment)
+            if key in self._asking:
+                await self._asking[key].wait()
+                fresh = min(fresh, self.cache.clock())
+                if self.cache.get(prefix, segment) is None:
+                    return await self._ask_once(key, known)
+                continue
+            return await self._ask_once(key, known)
+
+    async def _ask_once(self, key: tuple[str, str], known: Entry | Absent | None) -> Entry | None:
+        mine = self._asking.setdefault(key, trio.Event())
+        try:
+            return await self._ask(*key, known)
+        finally:
+            if self._asking.get(key) is mine:
+                del self._asking[key]
+            mine.set()
+
+    async def _ask(self, prefix: str, segment: str, known: Entry | Absent | None) -> Entry | None:
+        began = self.cache.clock()
+        listed = isinstance(known, Entry) and self.cache.get(prefix, segment) is known
+        if listed and isinstance(known, Entry) and not known.directory:
+            entry = await self.look(prefix + segment, size=known.size)
+            if entry is None:  # The listing was older than we thought.
+                entry = await self._ask_both(prefix, segment)
+        elif listed and isinstance(known, Entry):
+            entry = await self._look_directory(prefix + segment + "/", marker=True)
+        else:
+            entry = await self._ask_both(prefix, segment)
+        return self._note(prefix, segment, entry, began)
+
+    def _note(self, prefix: str, segment: str, entry: Entry | None, began: float) -> Entry | None:
+        """Keep an answer, unless we have changed the name ourselves since the question."""
+        later = self.cache.get(prefix, segment)
+        if later is not None and later.checked > began:
+            return later if isinstance(later, Entry) else None
+        self.cache.put(prefix, segment, Absent(began) if entry is None else entry)
+        return entry
+
+    async def _ask_both(self, prefix: str, segment: str) -> Entry | None:
+        """A name that nothing is known of: an object, a directory, or nothing."""
+        key = prefix + segment
+        answers: dict[str, Entry | None] = {}
+        failures: dict[str, StoreError] = {}
+
+        async def ask(what: str, question: Callable[[], Awaitable[Entry | None]]) -> None:
+            try:
+                answers[what] = await question()
+            except StoreError as error:
+                failures[what] = error
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "object", lambda: self.look(key))
+            nursery.start_soon(ask, "directory", lambda: self._look_prefix(key + "/"))
+        if answers.get("directory") is not None:
+            return answers["directory"]
+        if answers.get("object") is not None:
+            return answers["object"]
+        self._judge(failures)
+        return None
+
+    def _judge(self, failures: Mapping[str, StoreError]) -> None:
+        """Raise what stands in the way of saying "there is nothing".
+
+        Where listing is not allowed, AWS answers 403 for an object that is not there; saying
+        "nothing" is safe then, because a creation carries If-None-Match.
+        """
+        listing = failures.get("directory")
+        if isinstance(listing, Denied):
+            self._listing_denied = True
+            failed = failures.get("object")
+            if failed is not None and not isinstance(failed, Denied):
+                raise failed
+            return
+        for error in failures.values():
+            raise error
+
+    @property
+    def listing_denied(self) -> bool:
+        """Whether the credentials may not list, so that absence is not certain."""
+        return self._listing_denied
+
+    async def look(self, key: str, *, size: int | None = None) -> Entry | None:
+        """What HEAD says of an object, or None; with the bytes of a small one, at once."""
+        try:
+            if size is not None and 0 < size <= HEAD_SIZE:
+                return await self._look_inside(key, size)
+            return self.entry(await self._store.head(key))
+        except (NotFound, InvalidName):
+            return None
+
+    async def _look_inside(self, key: str, size: int) -> Entry:
+        buffer = memoryview(bytearray(size))
+        try:
+            info = await self._store.get(key, 0, [buffer], etag=None)
+        except InvalidRange:  # It has become empty since it was listed.
+            return self.entry(await self._store.head(key))
+        if info.size == size:
+            self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
+        return self.entry(info)
+
+    async def _look_prefix(self, key: str) -> Entry | None:
+        page = await self._store.list_page(key, token=None, flat=True, limit=1)
+        if not page.objects and not page.prefixes:
+            return None
+        marker = any(listed.key == key for listed in page.objects)
+        return await self._look_directory(key, marker=marker)
+
+    async def _look_directory(self, key: str, *, marker: bool) -> Entry:
+        now = self.cache.clock()
+        if marker and self.keep_attributes:
+            try:
+                info = await self._store.head(key)
+            except StoreError as error:
+                # A directory is there whether or not it can say who owns it.
+                log.debug("%s: no marker: %s", key, error)
+            else:
+                bare = self.defaults.directory(info.modified_ns)
+                attributes = decode(info.metadata, bare)
+                return Entry(True, 0, "", info.modified_ns, attributes, now, True)
+        return Entry(True, 0, "", 0, self.defaults.directory(0), now, marker)
+
+    def entry(self, info: ObjectInfo) -> Entry:
+        """The entry for a file that HEAD or GET has described."""
+        bare = self.defaults.file(info.modified_ns)
+        attributes = decode(info.metadata, bare) if self.keep_attributes else bare
+        now = self.cache.clock()
+        kept = self._shared(kept_headers(info))
+        return Entry(False, info.size, info.etag, info.modified_ns, attributes, now, False, kept)
+
+    def _shared(self, headers: Mapping[str, str]) -> Mapping[str, str]:
+        """One mapping for all objects with the same headers: most files of a tree have."""
+        if len(self._kept) > 1000:
+            self._kept.clear()
+        return self._kept.setdefault(tuple(headers.items()), headers)
+
+    # -- directories -----------------------------------------------------------------------
+
+    def listing(self, prefix: str) -> Listing:
+        """The listing of a directory: from the cache, or one that is (now) under way."""
+        listing = self._listings.get(prefix)
+        if listing is not None and listing.usable:
+            return listing
+        known = self.cache.listing(prefix)
+        if known is not None:
+            return Listing.of_known(prefix, known)
+        listing = Listing(prefix, self._store, self.cache)
+        self._listings[prefix] = listing
+        self._nursery.start_soon(self._run_listing, prefix, listing)
+        return listing
+
+    async def _run_listing(self, prefix: str, listing: Listing) -> None:
+        try:
+            await listing.run()
+        finally:
+            if self._listings.get(prefix) is listing:
+                del self._listings[prefix]
+
+    async def is_empty(self, prefix: str) -> bool:
+        """Whether the store has nothing under *prefix* but the marker itself; asks always."""
+        token: str | None = None
+        while True:
+            page: ListPage = await self._store.list_page(prefix, token=token, flat=True, limit=2)
+            if any(listed.key != prefix for listed in page.objects):
+                return False
+            if page.token is None:
+                return True
+            token = page.token

@@ -1,0 +1,144 @@
+"""Renaming: one object under another key, or a whole tree of them."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from s3mount.cache.metadata import Absent, Entry
+from s3mount.errors import PosixError
+from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.inodes import Inode
+from s3mount.fs.names import check_key
+from s3mount.fs.tree import TreeMover
+from s3mount.s3.store import ObjectStore
+
+RENAME_NOREPLACE = 1
+
+
+class Renamer:
+    """rename(2) on a `FileSystem`: server-side copies, then deletions."""
+
+    def __init__(self, filesystem: FileSystem, store: ObjectStore) -> None:
+        self._fs = filesystem
+        self._store = store
+        self._mover = TreeMover(store)
+
+    async def rename(
+        self, parent_number: int, name: bytes, new_parent_number: int, new_name: bytes, flags: int
+    ) -> None:
+        """Rename a file or a tree; what was at the target is replaced."""
+        if flags & ~RENAME_NOREPLACE:
+            raise PosixError(errno.EINVAL)
+        parent, new_parent = (
+            self._fs.inodes.get(parent_number),
+            self._fs.inodes.get(new_parent_number),
+        )
+        source = (await self._fs.lookup(parent_number, name)).inode
+        segment = self._fs.segment_of(new_name)
+        check_key(new_parent.prefix + segment)
+        try:
+            target = (await self._fs.lookup(new_parent_number, new_name)).inode
+        except PosixError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            target = None
+        if target is source:
+            return
+        if target is not None and flags & RENAME_NOREPLACE:
+            raise PosixError(errno.EEXIST)
+        try:
+            await self._rename(source, target, new_parent, new_name, segment)
+        finally:
+            for inode in (source, target):
+                if inode is not None:
+                    self._fs.inodes.release(inode)
+        self._fs.touch_directory(parent)
+        self._fs.touch_directory(new_parent)
+        await self._fs.keep_directory(parent)
+
+    async def _rename(
+        self, source: Inode, target: Inode | None, parent: Inode, name: bytes, segment: str
+    ) -> None:
+        if source.directory:
+            await self._rename_directory(source, target, parent, name, segment)
+        else:
+            await self._rename_file(source, target, parent, name, segment)
+
+    async def _rename_file(
+        self, source: Inode, target: Inode | None, parent: Inode, name: bytes, segment: str
+    ) -> None:
+        if target is not None and target.directory:
+            raise PosixError(errno.EISDIR)
+        replaced = self._fs.files.get(target) if target is not None else None
+        if replaced is not None:
+            await replaced.keep_content()
+        file = await self._fs.file_of(source)
+        file.handles += 1
+        old = (source.parent, source.name, source.segment)
+        old_key = file.stored_key
+        assert old[0] is not None
+        try:
+            # No checkpoint between these: both names change for everybody at once.
+            self._fs.inodes.move(source, parent, name, segment)
+            file.attributes = replace(file.attributes, ctime_ns=time.time_ns())
+            await file.save_as_renamed()
+        except BaseException:
+            self._fs.inodes.move(source, old[0], old[1], old[2])
+            raise
+        else:
+            if replaced is not None and target is not None:
+                replaced.detach()
+                self._fs.settle(replaced)
+            self._fs.saved(file)
+            self._fs.cache.put(old[0].prefix, old[2], Absent(self._fs.cache.clock()))
+            if old_key and old_key != file.stored_key:
+                await self._store.delete(old_key)
+        finally:
+            file.handles -= 1
+            self._fs.settle(file)
+
+    async def _rename_directory(
+        self, source: Inode, target: Inode | None, parent: Inode, name: bytes, segment: str
+    ) -> None:
+        old, new = source.prefix, parent.prefix + segment + "/"
+        if new.startswith(old):
+            raise PosixError(errno.EINVAL)
+        if target is not None:
+            if not target.directory:
+                raise PosixError(errno.ENOTDIR)
+            if self._fs.has_unsaved(target) or not await self._fs.namespace.is_empty(new):
+                raise PosixError(errno.ENOTEMPTY)
+        await self._save_under(source)
+        attributes = (await self._fs.getattr(source.number)).attributes
+        assert source.parent is not None
+        old_parent, old_segment = source.parent, source.segment
+        moved = await self._mover.move(old, new)
+        if not moved:
+            await self._fs.markers.put(new, attributes)
+        self._fs.cache.drop_tree(old)
+        self._fs.cache.drop_tree(new)
+        self._fs.inodes.move(source, parent, name, segment)
+        self._moved_files(old, new, moved)
+        self._fs.cache.put(old_parent.prefix, old_segment, Absent(self._fs.cache.clock()))
+        marker = Entry(True, 0, "", 0, attributes, self._fs.cache.clock(), True)
+        self._fs.cache.put(parent.prefix, segment, marker)
+
+    def _moved_files(self, old: str, new: str, moved: Mapping[str, str]) -> None:
+        """Files that are open in a renamed tree have other objects below them now."""
+        for file in self._fs.files.values():
+            key = new + file.stored_key[len(old) :]
+            if file.stored_key.startswith(old) and key in moved:
+                file.rebase(key, moved[key])
+                file.inode.shown = moved[key]
+
+    async def _save_under(self, directory: Inode) -> None:
+        """Save what is dirty in a tree, so that the store can copy it."""
+        prefix = directory.prefix
+        for inode in [i for i in self._fs.markers.unsaved if i.prefix.startswith(prefix)]:
+            await self._fs.markers.save(inode)
+        for inode, file in list(self._fs.files.items()):
+            if file.dirty and not inode.gone and inode.key.startswith(prefix):
+                await self._fs.save(file)

@@ -1,0 +1,123 @@
+"""Moving and removing whole trees of objects, many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import trio
+
+from s3mount.errors import StoreError
+from s3mount.s3.store import (
+    ALWAYS,
+    MAX_COPY_SIZE,
+    ListedObject,
+    ObjectStore,
+    Precondition,
+    Stored,
+)
+
+PARALLEL_COPIES = 32
+DELETE_BATCH = 1000  # S3's limit of DeleteObjects.
+COPY_PART_SIZE = 1 << 30
+
+
+class TreeMover:
+    """Copies all objects under a prefix to another one, and then deletes them."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    async def move(self, old: str, new: str) -> dict[str, str]:
+        """Move everything under *old* to *new*; the new ETags by new key.
+
+        Nothing is deleted before everything is copied, so a failure leaves the old tree
+        whole.  What was copied by then is removed again.  Raises `StoreError`.
+        """
+        objects = [listed async for page in self._pages(old) for listed in page]
+        moved: dict[str, str] = {}
+        try:
+            await self._copy_all(objects, old, new, moved)
+        except BaseException:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
+                await self._store.delete_many(list(moved))
+            raise
+        await self.delete([listed.key for listed in objects])
+        return moved
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects in batches; raises the first failure."""
+        failures: list[StoreError] = []
+
+        async def delete(batch: Sequence[str]) -> None:
+            try:
+                failures.extend((await self._store.delete_many(batch)).values())
+            except StoreError as error:
+                failures.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for start in range(0, len(keys), DELETE_BATCH):
+                nursery.start_soon(delete, keys[start : start + DELETE_BATCH])
+        if failures:
+            raise failures[0]
+
+    async def _pages(self, prefix: str) -> AsyncIterator[Sequence[ListedObject]]:
+        token: str | None = None
+        while True:
+            page = await self._store.list_page(prefix, token=token, flat=True)
+            yield page.objects
+            token = page.token
+            if token is None:
+                return
+
+    async def _copy_all(
+        self, objects: Sequence[ListedObject], old: str, new: str, moved: dict[str, str]
+    ) -> None:
+        errors: list[StoreError] = []
+        queue = iter(objects)
+
+        async def work() -> None:
+            for listed in queue:
+                target = new + listed.key[len(old) :]
+                try:
+                    moved[target] = (await copy_object(self._store, listed, target)).etag
+                except StoreError as error:
+                    errors.append(error)
+                    nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(PARALLEL_COPIES, len(objects))):
+                nursery.start_soon(work)
+        if errors:
+            raise errors[0]
+
+
+async def copy_object(
+    store: ObjectStore, source: ListedObject, target: str, condition: Precondition = ALWAYS
+) -> Stored:
+    """Copy one object with its metadata, in parts where it is too large for one request."""
+    if source.size <= MAX_COPY_SIZE:
+        return await store.copy(
+            source.key, target, headers=None, source_etag=source.etag, condition=condition
+        )
+    info = await store.head(source.key)
+    headers = {f"x-amz-meta-{name}": value for name, value in info.metadata.items()}
+    headers["content-type"] = info.headers.get("content-type", "application/octet-stream")
+    upload_id = await store.create_upload(target, headers=headers)
+    try:
+        parts = [
+            await store.copy_part(
+                target,
+                upload_id,
+                number,
+                source=source.key,
+                start=start,
+                stop=min(start + COPY_PART_SIZE, source.size),
+                source_etag=source.etag,
+            )
+            for number, start in enumerate(range(0, source.size, COPY_PART_SIZE), 1)
+        ]
+        return await store.complete_upload(target, upload_id, parts, condition=condition)
+    except BaseException:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
+            await store.abort_upload(target, upload_id)
+        raise

@@ -1,0 +1,239 @@
+"""Mounting and unmounting: mount(2) or fusermount3, and the greeting with the kernel.
+
+pyfuse3 cannot ask for FUSE_PARALLEL_DIROPS, without which the kernel sends the lookups of one
+directory one at a time.  So the mount is made here, libfuse is handed one end of a socket pair
+as ``/dev/fd/N``, only the FUSE_INIT exchange passes through the pair, and the flag is set in
+the reply on its way to the kernel.  Then the real descriptor takes the place of the pair, and
+nothing is relayed any more.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import shutil
+import socket
+import stat
+import struct
+import subprocess
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from s3mount.errors import MountError
+
+log = logging.getLogger(__name__)
+
+# include/uapi/linux/fuse.h; flags that change what the kernel does, not the wire format.
+FUSE_PARALLEL_DIROPS = 1 << 18
+FUSE_CACHE_SYMLINKS = 1 << 23
+INIT_OUT = 16  # fuse_init_out follows fuse_out_header
+INIT_FLAGS = INIT_OUT + 12
+INIT_BACKGROUND = INIT_OUT + 16
+MAX_BACKGROUND, CONGESTION = 128, 96  # Requests that the kernel sends ahead of answers.
+
+MS_FLAGS = {
+    "ro": 1,
+    "nosuid": 2,
+    "nodev": 4,
+    "noexec": 8,
+    "sync": 16,
+    "dirsync": 128,
+    "noatime": 1024,
+    "nodiratime": 2048,
+    "strictatime": 1 << 24,
+    "lazytime": 1 << 25,
+}
+MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """What the kernel is told: *source* is shown by findmnt(8), *flags* are mount(8)'s words."""
+
+    source: str
+    flags: Collection[str]
+    allow_other: bool
+    allow_root: bool
+
+
+class KernelMount:
+    """One mount point from mount(2) to umount(2)."""
+
+    def __init__(self, mountpoint: Path, options: MountOptions) -> None:
+        self.mountpoint = mountpoint
+        self._options = options
+        self._kernel = -1
+        self._ours: socket.socket | None = None
+        self._theirs = -1
+
+    def mount(self, operations: pyfuse3.Operations, *, relay: bool) -> None:
+        """Mount, and hand the descriptor to libfuse; *relay* sets what pyfuse3 cannot."""
+        self._kernel = self._mount_as_root() if os.geteuid() == 0 else self._mount_as_user()
+        try:
+            theirs = self._kernel
+            if relay:
+                self._ours, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                theirs = end.detach()
+            options = {"fsname=s3mount"}
+            if self._options.allow_root:
+                options.add("allow_root")  # libfuse refuses the others.
+            pyfuse3.init(operations, f"/dev/fd/{theirs}", options)
+            # From here on libfuse owns that descriptor.
+            self._theirs = theirs
+            if not relay:
+                self._kernel = -1
+        except BaseException:
+            self.unmount()
+            raise
+
+    async def greet(self) -> None:
+        """Pass the FUSE_INIT exchange on, with more flags than pyfuse3 asks for."""
+        if self._ours is None:
+            return
+        await trio.lowlevel.wait_readable(self._kernel)
+        self._ours.send(os.read(self._kernel, 1 << 18))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pyfuse3.main)
+            await trio.lowlevel.wait_readable(self._ours)
+            reply = bytearray(self._ours.recv(1 << 16))
+            nursery.cancel_scope.cancel()
+        (flags,) = struct.unpack_from("=I", reply, INIT_FLAGS)
+        flags |= FUSE_PARALLEL_DIROPS | FUSE_CACHE_SYMLINKS
+        struct.pack_into("=I", reply, INIT_FLAGS, flags)
+        struct.pack_into("=HH", reply, INIT_BACKGROUND, MAX_BACKGROUND, CONGESTION)
+        os.dup2(self._kernel, self._theirs, inheritable=False)
+        os.write(self._kernel, reply)
+        os.close(self._kernel)
+        self._kernel = -1
+        self._ours.close()
+        self._ours = None
+
+    def widen_read_ahead(self, size: int) -> None:
+        """Let the kernel read ahead up to *size* bytes, where we are allowed to say so."""
+        device = self.mountpoint.stat().st_dev
+        bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        try:
+            bdi.write_text(str(size >> 10))
+        except OSError as error:
+            log.info("the kernel's read-ahead stays as it is: %s", error)
+
+    def unmount(self, *, lazy: bool = False) -> bool:
+        """Unmount; False when it is busy.  A mount that is gone already is no error."""
+        if os.geteuid() == 0:
+            flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
+            if _libc.umount2(os.fsencode(self.mountpoint), flags) == 0:
+                return True
+            return ctypes.get_errno() in (errno.EINVAL, errno.ENOENT)
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), str(self.mountpoint)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        return done.returncode == 0 or "not found" in done.stderr
+
+    def close(self) -> None:
+        """Let go of the descriptors; the mount must be gone, or abandoned."""
+        if self._theirs >= 0:
+            pyfuse3.close(unmount=False)
+        if self._ours is not None:
+            self._ours.close()
+        if self._kernel >= 0:
+            os.close(self._kernel)
+
+    def _option_text(self, descriptor: int | None) -> str:
+        options = ["default_permissions"]
+        if self._options.allow_other or self._options.allow_root:
+            options.append("allow_other")
+        if descriptor is not None:
+            mode = stat.S_IFMT(self.mountpoint.stat().st_mode)
+            options += [f"fd={descriptor}", f"rootmode={mode:o}"]
+            options += [f"user_id={os.geteuid()}", f"group_id={os.getegid()}"]
+        return ",".join(options)
+
+    def _mount_as_root(self) -> int:
+        try:
+            descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise MountError(
+                f"/dev/fuse: {error.strerror} (is the fuse module loaded? try: modprobe fuse)", 2
+            ) from error
+        chosen = self._options.flags
+        flags = sum(bit for name, bit in MS_FLAGS.items() if name in chosen)
+        if "suid" not in chosen:
+            flags |= MS_FLAGS["nosuid"]
+        if "dev" not in chosen:
+            flags |= MS_FLAGS["nodev"]
+        result = _libc.mount(
+            os.fsencode(self._options.source),
+            os.fsencode(self.mountpoint),
+            b"fuse.s3mount",
+            ctypes.c_ulong(flags),
+            self._option_text(descriptor).encode(),
+        )
+        if result != 0:
+            number = ctypes.get_errno()
+            os.close(descriptor)
+            raise MountError(f"{self.mountpoint}: mount(2) failed: {os.strerror(number)}")
+        return descriptor
+
+    def _mount_as_user(self) -> int:
+        """Through the setuid helper, which hands the descriptor over a socket."""
+        helper = shutil.which("fusermount3")
+        if helper is None:
+            raise MountError("fusermount3 is missing (try: apt install fuse3)", 2)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.closing(ours), contextlib.closing(theirs):
+            flags = [name for name in MS_FLAGS if name in self._options.flags]
+            source = self._options.source.replace("\\", "\\\\").replace(",", "\\,")
+            text = ",".join(
+                [self._option_text(None), *flags, f"fsname={source}", "subtype=s3mount"]
+            )
+            done = subprocess.run(
+                [helper, "-o", text, "--", str(self.mountpoint)],
+                check=False,
+                stderr=subprocess.PIPE,
+                text=True,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            )
+            if done.returncode != 0:
+                raise MountError(f"{self.mountpoint}: {_reason(done.stderr)}")
+            return _receive_descriptor(ours)
+
+
+def _reason(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line]
+    reason = lines[-1] if lines else "fusermount3 failed"
+    if "allow_other" in reason:
+        reason += " (uncomment user_allow_other in /etc/fuse.conf)"
+    return reason
+
+
+def _receive_descriptor(end: socket.socket) -> int:
+    size = array.array("i").itemsize
+    _, ancillary, _, _ = end.recvmsg(1, socket.CMSG_SPACE(size))
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptor = array.array("i", data[:size])[0]
+            os.set_inheritable(descriptor, False)
+            return descriptor
+    raise MountError("fusermount3 handed over no descriptor", 2)
+
+
+def open_files(mountpoint: Path) -> Sequence[int]:
+    """Process ids that keep *mountpoint* busy, as far as /proc tells."""
+    prefix = str(mountpoint)
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            links = [process / "cwd", *(process / "fd").iterdir()]
+            if any(str(link.readlink()).startswith(prefix) for link in links):
+                found.append(int(process.name))
+    return found

@@ -1,0 +1,353 @@
+"""One S3 call: signed, sent, repaired, tried again, counted, and its refusals made errors.
+
+This is the one retry loop.  What a call means is the client's business.
+"""
+
+import time
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import NamedTuple, Protocol
+from urllib.parse import urlsplit
+
+import trio
+
+from s3mount import __version__
+from s3mount.errors import Unavailable
+from s3mount.s3 import xml
+from s3mount.s3.connection import STALL_SECONDS, Broken, Connection, Pulse, Untrusted, Watch
+from s3mount.s3.dial import Dialer
+from s3mount.s3.endpoint import Credentials, CredentialSource, EndpointSettings
+from s3mount.s3.faults import CREDENTIAL_CODES, DAMAGE_CODES, Refusal, refusal_of
+from s3mount.s3.http import FIRST_BYTE_SECONDS, Answer, Head, Receiver, body_size, exchange
+from s3mount.s3.pool import Pool, Slots
+from s3mount.s3.retry import Operation, RetryBudget, retry_after_seconds
+from s3mount.s3.sigv4 import EMPTY_SHA256, Signer
+from s3mount.s3.store import Body
+
+_SLOW_SECONDS = 120.0
+_ASK_FIRST_SIZE = 1 << 20
+_BRIEF_SECONDS = 9.0
+_SKEW_SECONDS = 240.0
+_EXPLAIN_SECONDS = 5.0
+_REDIRECTS = frozenset({301, 302, 307, 308})
+
+
+class Request(NamedTuple):
+    """What is to be sent, but for what authenticates it.
+
+    `path` and `query` are escaped.  `slow` calls may work for minutes before they answer, and
+    may fail in the body of a 200.
+    """
+
+    kind: str
+    method: str
+    key: str
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = {}
+    body: Body = ()
+    payload_hash: str = EMPTY_SHA256
+    urgent: bool = True
+    slow: bool = False
+    ask_first: bool = False
+
+    @property
+    def what(self) -> str:
+        """The call and its key, for messages."""
+        key = self.key if self.key.isprintable() else repr(self.key)
+        return f"{self.kind} {key}".rstrip()
+
+
+class Incoming(Protocol):
+    """Who takes the body of a GET, over as many attempts as it needs."""
+
+    def request(self) -> Request:
+        """The request for what is still missing."""
+        ...
+
+    async def receive(self, connection: Connection, head: Head) -> None:
+        """Take the body of an answer."""
+        ...
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What the client has done since it was made: plain counters."""
+
+    requests: dict[str, int] = field(default_factory=dict)
+    retries: int = 0
+    failures: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    connections: int = 0
+
+
+class Calls:
+    """Makes calls to one endpoint with one identity."""
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        credentials: CredentialSource | None,
+        *,
+        timeout: float,
+        max_connections: int,
+    ) -> None:
+        self.settings = settings
+        self.timeout = timeout
+        self.statistics = Statistics()
+        self._credentials = credentials
+        self._signer = Signer(settings.region)
+        self._slots = Slots(max_connections)
+        self._pool = Pool(Dialer(settings), self._slots)
+        self._pulse = Pulse()
+        self._budget = RetryBudget(capacity=100, per_second=10, per_success=0.2)
+        self._explained = float("-inf")
+        self._asks_first = True
+
+    def within(self, timeout: float) -> "Calls":
+        """The same connections, credentials and counters, with another time limit."""
+        brief = copy(self)
+        brief.timeout = min(timeout, self.timeout)
+        return brief
+
+    def close(self) -> None:
+        """Close idle connections, and the others when their requests are done."""
+        self._pool.close()
+
+    def begin(self) -> Operation:
+        """Start the clock of a call."""
+        return Operation(self.timeout)
+
+    def begin_brief(self) -> Operation:
+        """Start the clock of a call that somebody at a terminal waits for."""
+        return Operation(min(self.timeout, _BRIEF_SECONDS), attempts=4)
+
+    async def call(
+        self,
+        request: Request,
+        operation: Operation | None = None,
+        incoming: Incoming | None = None,
+    ) -> Answer:
+        """Make a call until it succeeds; raises the `StoreError` that says why it did not."""
+        if operation is None:
+            operation = self.begin()
+        receiver = incoming.receive if incoming is not None else None
+        while True:
+            if incoming is not None:
+                request = incoming.request()
+            try:
+                answer = await self._attempt(operation, request, receiver)
+                if answer.status < 300 and not (request.slow and _failed_inside(answer)):
+                    self._budget.succeeded()
+                    return answer
+            except Broken as error:
+                await self._after_break(operation, request, error)
+            else:
+                await self._after_refusal(operation, request, answer)
+
+    # ------------------------------------------------------------ one attempt
+
+    async def _attempt(
+        self, operation: Operation, request: Request, receiver: Receiver | None
+    ) -> Answer:
+        credentials = None
+        if self._credentials is not None:
+            credentials = self._credentials.current()
+            if credentials is None:
+                credentials = await self._credentials.refresh(None)
+            operation.credentials = credentials
+        connection = self._pool.take(request.urgent)
+        if connection is not None:
+            try:
+                return await self._exchange(connection, operation, request, credentials, receiver)
+            except Broken:
+                # An idle connection that the peer had given up is nobody's failure.
+                if connection.heard or connection.timed_out:
+                    raise
+        connection = await self._wait_for_connection(
+            operation, request.urgent, fresh=connection is not None
+        )
+        return await self._exchange(connection, operation, request, credentials, receiver)
+
+    async def _wait_for_connection(
+        self, operation: Operation, urgent: bool, fresh: bool
+    ) -> Connection:
+        """Get a connection; as long as bytes move on others, the wait for a turn has no limit."""
+        begun = trio.current_time()
+        while True:
+            limit = max(operation.deadline, self._pulse.last + self.timeout)
+            with trio.CancelScope(deadline=limit):
+                connection = await self._pool.acquire(urgent=urgent, fresh=fresh)
+                self.statistics.connections = self._pool.opened
+                operation.deadline += trio.current_time() - begun
+                return connection
+            if trio.current_time() >= self._pulse.last + self.timeout:
+                raise Broken("no connection came free")
+
+    async def _exchange(
+        self,
+        connection: Connection,
+        operation: Operation,
+        request: Request,
+        credentials: Credentials | None,
+        receiver: Receiver | None,
+    ) -> Answer:
+        asks = request.ask_first and self._asks_first and body_size(request.body) >= _ASK_FIRST_SIZE
+        head = self._render(request, credentials, asks)
+        left = max(1.0, operation.deadline - trio.current_time())
+        patience = _SLOW_SECONDS if request.slow else min(FIRST_BYTE_SECONDS, left)
+        answered = reusable = False
+        with trio.CancelScope() as scope:
+            watch = Watch(scope, self._pulse, _SLOW_SECONDS if request.slow else STALL_SECONDS)
+            watch.allow(min(STALL_SECONDS, left))
+            connection.begin(watch)
+            try:
+                answer, reusable = await exchange(
+                    connection,
+                    request.method,
+                    head,
+                    request.body,
+                    first_byte=patience,
+                    ask_first=asks,
+                    receiver=receiver,
+                )
+                self._pulse.last = trio.current_time()
+                answered = True
+                return answer
+            finally:
+                if not answered and connection.sent:
+                    operation.uncertain = True
+                operation.deadline += watch.moving
+                self._count(request.kind, connection)
+                self._pool.release(connection, urgent=request.urgent, reusable=reusable)
+        connection.timed_out = True
+        raise Broken("the store did not answer in time")
+
+    def _count(self, kind: str, connection: Connection) -> None:
+        statistics = self.statistics
+        statistics.requests[kind] = statistics.requests.get(kind, 0) + 1
+        statistics.bytes_sent += connection.sent
+        statistics.bytes_received += connection.received
+
+    def _render(self, request: Request, credentials: Credentials | None, asks: bool) -> bytes:
+        """Write the head of a request, signed as of now."""
+        method, query = request.method, request.query
+        headers = {"host": self.settings.authority, **request.headers}
+        if credentials is not None:
+            self._signer.sign(
+                credentials, method, request.path, query, headers, request.payload_hash
+            )
+        if method in ("PUT", "POST"):
+            headers["content-length"] = str(body_size(request.body))
+        if asks:
+            headers["expect"] = "100-continue"
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        target = f"{request.path}?{query}" if query else request.path
+        return f"{method} {target} HTTP/1.1\r\n{lines}{_AGENT}\r\n".encode()
+
+    # ---------------------------------------------------------- after a failure
+
+    async def _after_break(self, operation: Operation, request: Request, error: Broken) -> None:
+        """Pause before another attempt, or raise what ends the call."""
+        self.statistics.failures += 1
+        final = isinstance(error, Untrusted)
+        if final or not await operation.back_off(self._budget, 0.0):
+            raise Unavailable(f"{request.what}: {error}") from error
+        self.statistics.retries += 1
+
+    async def _after_refusal(self, operation: Operation, request: Request, answer: Answer) -> None:
+        """Repair what can be repaired, or pause before another attempt, or raise the error."""
+        self.statistics.failures += 1
+        refusal = refusal_of(answer)
+        if answer.status >= 500 or answer.status < 300:
+            operation.uncertain = True
+        if request.method != "HEAD" or refusal.status not in (400, 403) or refusal.region:
+            repaired = await self._repair(operation, refusal, answer)
+        else:
+            repaired = await self._repair_head(operation, request, refusal, answer)
+        if not repaired:
+            wait = retry_after_seconds(answer.headers.get("retry-after"), time.time())
+            if not refusal.transient or not await operation.back_off(self._budget, wait):
+                raise refusal.error(request.what)
+        self.statistics.retries += 1
+
+    async def _repair(self, operation: Operation, refusal: Refusal, answer: Answer) -> bool:
+        """Whether the reason of a refusal is gone now, so that it can be tried again at once."""
+        code = refusal.code
+        if code == "RequestTimeTooSkewed":
+            return operation.repair("clock") and self._correct_clock(answer)
+        if code in CREDENTIAL_CODES and self._credentials is not None:
+            return operation.repair("credentials") and await self._renew(operation)
+        if code in DAMAGE_CODES:
+            return operation.repair("damage")
+        if refusal.status == 417 and self._asks_first:
+            self._asks_first = False
+            return True
+        moved = refusal.status in _REDIRECTS or (refusal.region and refusal.status in (400, 403))
+        return bool(moved) and operation.repair("region") and self._move(refusal, answer)
+
+    async def _repair_head(
+        self, operation: Operation, request: Request, refusal: Refusal, answer: Answer
+    ) -> bool:
+        """Find out why a HEAD was refused, which it cannot say, by a GET of one byte.
+
+        Seldom, since most often the reason is just that the key is forbidden.
+        """
+        if self._credentials is None:
+            return False
+        used = operation.credentials
+        now = trio.current_time()
+        if now < self._explained + _EXPLAIN_SECONDS:
+            return self._credentials.current() != used and operation.repair("credentials")
+        self._explained = now
+        headers = {**request.headers, "range": "bytes=0-0"}
+        question = request._replace(method="GET", kind="GetObject", headers=headers)
+        try:
+            explained = await self._attempt(operation, question, None)
+        except Broken:
+            return False
+        return await self._repair(operation, refusal_of(explained), explained)
+
+    def _correct_clock(self, answer: Answer) -> bool:
+        try:
+            theirs = parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
+        except ValueError:
+            return False
+        offset = theirs - time.time()
+        changed = abs(offset - self._signer.clock_offset) > _SKEW_SECONDS
+        self._signer.clock_offset = offset
+        return changed
+
+    async def _renew(self, operation: Operation) -> bool:
+        assert self._credentials is not None
+        used = operation.credentials
+        return await self._credentials.refresh(used) != used
+
+    def _move(self, refusal: Refusal, answer: Answer) -> bool:
+        """Go to where the bucket is, now and from now on."""
+        settings = self.settings
+        if refusal.region:
+            settings = settings.in_region(refusal.region)
+        else:
+            settings = settings.at_host(urlsplit(answer.headers.get("location", "")).hostname)
+            if settings == self.settings:
+                return False
+        if settings != self.settings:
+            self.settings = settings
+            self._signer.region = settings.region
+            self._pool.close()
+            self._pool = Pool(Dialer(settings), self._slots)
+        return True
+
+
+_AGENT = f"user-agent: s3mount/{__version__}\r\n"
+
+
+def _failed_inside(answer: Answer) -> bool:
+    """Whether a 200 tells of a failure in its body, or has no body to tell of success."""
+    if not answer.body.strip():
+        raise Broken("the answer has no body")
+    return xml.error_of(answer.body) is not None

@@ -1,0 +1,258 @@
+"""The object store on S3: one method a call; sending and trying again is done in `calls`."""
+
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Self, TypeVar
+
+import trio
+
+from s3mount.errors import (
+    Changed,
+    InvalidRequest,
+    NotFound,
+    StoreError,
+    Unsupported,
+)
+from s3mount.s3 import lost, xml
+from s3mount.s3.calls import Request
+from s3mount.s3.faults import error_class, one_line
+from s3mount.s3.http import Answer, body_size
+from s3mount.s3.multipart import MultipartUploads
+from s3mount.s3.objects import (
+    checked,
+    checksum_header,
+    condition_headers,
+    content_md5,
+    digest,
+    read_answer,
+    refused,
+    stored_of,
+)
+from s3mount.s3.store import (
+    ALWAYS,
+    Body,
+    Capabilities,
+    Precondition,
+    Stored,
+)
+
+_DELETE_BATCH = 1000
+_DELETES_AT_ONCE = 16
+_BATCHES_AT_ONCE = 4
+_T = TypeVar("_T")
+
+
+class S3Client(MultipartUploads):
+    """One bucket, seen from one prefix: an `ObjectStore`."""
+
+    def assuming(self, capabilities: Capabilities, timeout: float) -> Self:
+        """A client over the same connections that takes *capabilities* for granted."""
+        twin = copy(self)
+        twin.adopt(capabilities)
+        twin._calls = self._calls.within(timeout)
+        return twin
+
+    async def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        headers: Mapping[str, str],
+        condition: Precondition = ALWAYS,
+        crc: int | None = None,
+    ) -> Stored:
+        """Write an object; see `ObjectStore.put`."""
+        supported = self._capabilities.conditional_put
+        await self._check_condition(key, condition, supported)
+        sent = {**checked(headers), **condition_headers(condition, supported)}
+
+        async def send(algorithm: str | None) -> Stored:
+            return await self._put(key, body, sent, condition, algorithm, crc)
+
+        return await self._with_checksum(send)
+
+    async def _put(
+        self,
+        key: str,
+        body: Body,
+        headers: Mapping[str, str],
+        condition: Precondition,
+        algorithm: str | None,
+        crc: int | None,
+    ) -> Stored:
+        """Send an object once, with its checksum if the store takes *algorithm*."""
+        carried, crc = await checksum_header(algorithm, body, crc)
+        request = Request(
+            "PutObject",
+            "PUT",
+            key,
+            self._path(key),
+            headers={**headers, **carried},
+            body=body,
+            payload_hash=await self._payload_hash(body),
+            ask_first=True,
+        )
+        operation = self._calls.begin()
+        try:
+            answer = await self._calls.call(request, operation)
+        except (Changed, NotFound) as error:
+            known = (algorithm, crc) if algorithm and crc is not None else None
+            if operation.uncertain and (stored := await self._ours(key, body, headers, known)):
+                return stored
+            raise refused(error, condition) from error
+        return await self._stored(key, answer)
+
+    async def _ours(
+        self,
+        key: str,
+        body: Body,
+        headers: Mapping[str, str],
+        known: tuple[str, int] | None,
+    ) -> Stored | None:
+        """What is at *key*, if it is the object whose sending was never answered."""
+        info = await self._describe(key)
+        if info is None:
+            return None
+        expectation = lost.Expectation(
+            size=body_size(body),
+            metadata=lost.sent_metadata(headers),
+            checksum=known,
+            md5=await trio.to_thread.run_sync(digest, "md5", body),
+        )
+        return stored_of(info) if expectation.met_by(info) else None
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        headers: Mapping[str, str] | None,
+        source_etag: str | None,
+        condition: Precondition = ALWAYS,
+    ) -> Stored:
+        """Copy on the server; see `ObjectStore.copy`."""
+        supported = self._capabilities.conditional_copy
+        await self._check_condition(target, condition, supported)
+        sent = {
+            "x-amz-copy-source": self._source(source),
+            "x-amz-metadata-directive": "COPY" if headers is None else "REPLACE",
+            **checked(headers or {}),
+            **condition_headers(condition, supported),
+        }
+        if source_etag is not None:
+            sent["x-amz-copy-source-if-match"] = source_etag
+        request = Request("CopyObject", "PUT", target, self._path(target), headers=sent, slow=True)
+        operation = self._calls.begin()
+        try:
+            answer = await self._calls.call(request, operation)
+        except Changed as error:
+            if condition != ALWAYS and operation.uncertain:
+                info = await self._describe(target)
+                if info is not None and info.etag == source_etag:
+                    return stored_of(info)
+            raise refused(error, condition) from error
+        etag = read_answer(request, xml.result, answer)["ETag"]
+        return Stored(etag or await self._etag(target), answer.headers.get("x-amz-version-id"))
+
+    async def delete(self, key: str, *, condition: Precondition = ALWAYS) -> None:
+        """Delete an object; that there is none is no error."""
+        supported = self._capabilities.conditional_delete
+        try:
+            await self._check_condition(key, condition, supported, missing_is_fine=True)
+            headers = condition_headers(condition, supported)
+            await self._calls.call(
+                Request("DeleteObject", "DELETE", key, self._path(key), headers=headers)
+            )
+        except NotFound as error:
+            if error.code == "NoSuchBucket":
+                raise
+        except Changed:
+            if await self._describe(key) is not None:
+                raise
+
+    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, StoreError]:
+        """Delete any number of objects, and return the failures by key."""
+        failures: dict[str, StoreError] = {}
+        together = self._capabilities.delete_many
+        alone = [key for key in keys if not together or not xml.writable(self.prefix + key)]
+        batched = [key for key in keys if xml.writable(self.prefix + key)] if together else []
+        batches = [
+            batched[start : start + _DELETE_BATCH]
+            for start in range(0, len(batched), _DELETE_BATCH)
+        ]
+
+        async def delete_batch(batch: Sequence[str]) -> None:
+            failures.update(await self._delete_batch(batch))
+
+        async def delete_one(key: str) -> None:
+            try:
+                await self.delete(key)
+            except StoreError as error:
+                failures[key] = error
+
+        await _in_parallel(delete_batch, batches, _BATCHES_AT_ONCE)
+        await _in_parallel(delete_one, alone, _DELETES_AT_ONCE)
+        return failures
+
+    async def _delete_batch(self, keys: Sequence[str]) -> dict[str, StoreError]:
+        """Delete up to a thousand objects by one call."""
+        body = xml.delete_request(self.prefix + key for key in keys)
+        request = Request(
+            "DeleteObjects",
+            "POST",
+            "",
+            self._bucket_path(),
+            "delete=",
+            headers={"content-type": "application/xml", "content-md5": content_md5(body)},
+            body=[body],
+            payload_hash=hashlib.sha256(body).hexdigest(),
+            slow=True,
+        )
+        try:
+            found = read_answer(request, xml.delete_failures, await self._calls.call(request))
+        except StoreError as error:
+            return dict.fromkeys(keys, error)
+        failures: dict[str, StoreError] = {}
+        for key, code, message in found:
+            if code != "NoSuchKey":
+                text = f"DeleteObjects {key}: {one_line(message or code)}"
+                failures[key[len(self.prefix) :]] = error_class(code, 0)(text, code=code)
+        return failures
+
+    # ------------------------------------------------------------ what they share
+
+    async def _with_checksum(self, send: Callable[[str | None], Awaitable[_T]]) -> _T:
+        """Send with a checksum; if the store cannot have it, without, and from now on so."""
+        algorithm = self._capabilities.checksum
+        try:
+            return await send(algorithm)
+        except (InvalidRequest, Unsupported):
+            if algorithm is None:
+                raise
+            result = await send(None)
+            self.adopt(replace(self._capabilities, checksum=None))
+            return result
+
+    async def _stored(self, key: str, answer: Answer) -> Stored:
+        etag = answer.headers.get("etag") or await self._etag(key)
+        return Stored(etag, answer.headers.get("x-amz-version-id"))
+
+
+async def _in_parallel(
+    work: Callable[[_T], Awaitable[None]], items: Sequence[_T], limit: int
+) -> None:
+    """Run *work*, which raises no `StoreError`, for all *items*, *limit* at once."""
+    if len(items) == 1:
+        await work(items[0])
+        return
+    waiting = iter(items)
+
+    async def worker() -> None:
+        for item in waiting:
+            await work(item)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(min(limit, len(items))):
+            nursery.start_soon(worker)

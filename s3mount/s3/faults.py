@@ -1,0 +1,205 @@
+"""What stores answer when they refuse: one table from their codes to our errors."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from s3mount.errors import (
+    Archived,
+    Changed,
+    Corrupt,
+    Denied,
+    InvalidName,
+    InvalidRange,
+    InvalidRequest,
+    NoSpace,
+    NoSuchBucket,
+    NotFound,
+    StoreError,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+    WrongRegion,
+)
+from s3mount.s3 import xml
+from s3mount.s3.http import Answer
+
+ERROR_OF_CODE: Mapping[str, type[StoreError]] = {
+    "AccessDenied": Denied,
+    "AccountProblem": Denied,
+    "AllAccessDisabled": Denied,
+    "AuthorizationHeaderMalformed": WrongRegion,
+    "BadDigest": Corrupt,
+    "ConditionalRequestConflict": Changed,
+    "EntityTooLarge": TooLarge,
+    "EntityTooSmall": InvalidRequest,
+    "ExpiredToken": Denied,
+    "ExpiredTokenException": Denied,
+    "IllegalLocationConstraintException": WrongRegion,
+    "IncompleteBody": Corrupt,
+    "InsufficientStorage": NoSpace,
+    "InternalError": Unavailable,
+    "InvalidAccessKeyId": Denied,
+    "InvalidArgument": InvalidRequest,
+    "InvalidBucketName": NoSuchBucket,
+    "InvalidChecksum": Corrupt,
+    "InvalidObjectName": InvalidName,
+    "InvalidObjectState": Archived,
+    "InvalidRange": InvalidRange,
+    "InvalidSecurity": Denied,
+    "InvalidToken": Denied,
+    "InvalidURI": InvalidName,
+    "KMS.DisabledException": Denied,
+    "KMS.KMSInvalidStateException": Denied,
+    "KMS.NotFoundException": Denied,
+    "KeyTooLongError": InvalidName,
+    "MethodNotAllowed": Unsupported,
+    "NoSuchBucket": NoSuchBucket,
+    "NoSuchKey": NotFound,
+    "NoSuchUpload": NotFound,
+    "NotImplemented": Unsupported,
+    "ObjectParentIsFile": InvalidName,
+    "OperationAborted": Unavailable,
+    "PermanentRedirect": WrongRegion,
+    "PreconditionFailed": Changed,
+    "QuotaExceeded": NoSpace,
+    "RequestExpired": Denied,
+    "RequestTimeTooSkewed": Denied,
+    "RequestTimeout": Unavailable,
+    "ServiceUnavailable": Unavailable,
+    "SignatureDoesNotMatch": Denied,
+    "SlowDown": Unavailable,
+    "StorageFull": NoSpace,
+    "TemporaryRedirect": WrongRegion,
+    "TokenRefreshRequired": Denied,
+    "TooManyRequests": Unavailable,
+    "XAmzContentChecksumMismatch": Corrupt,
+    "XAmzContentSHA256Mismatch": Corrupt,
+    "XMinioAdminBucketQuotaExceeded": NoSpace,
+    "XMinioInvalidObjectName": InvalidName,
+    "XMinioStorageFull": NoSpace,
+}
+
+# A HEAD has no body, so a bare status has to do.
+ERROR_OF_STATUS: Mapping[int, type[StoreError]] = {
+    301: WrongRegion,
+    302: WrongRegion,
+    307: WrongRegion,
+    308: WrongRegion,
+    400: InvalidRequest,
+    401: Denied,
+    403: Denied,
+    404: NotFound,
+    405: Unsupported,
+    408: Unavailable,
+    409: Changed,
+    411: InvalidRequest,
+    412: Changed,
+    413: TooLarge,
+    414: InvalidName,
+    416: InvalidRange,
+    417: InvalidRequest,
+    429: Unavailable,
+    501: Unsupported,
+    507: NoSpace,
+}
+
+_TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_TRANSIENT_CODES = frozenset(
+    {
+        "BandwidthLimitExceeded",
+        "ConcurrentModification",
+        "ConditionalRequestConflict",
+        "InternalError",
+        "OperationAborted",
+        "RequestLimitExceeded",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "SlowDownRead",
+        "SlowDownWrite",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+    }
+)
+# The body was damaged on its way, or is not what its checksum says: worth one more try.
+DAMAGE_CODES = frozenset({"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch"})
+CREDENTIAL_CODES = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidSecurity",
+        "InvalidToken",
+        "RequestExpired",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+    }
+)
+
+
+class Refusal(NamedTuple):
+    """An answer that is no success, in the store's own words."""
+
+    status: int
+    code: str
+    message: str
+    request_id: str
+    region: str
+    speaks_s3: bool
+
+    @property
+    def transient(self) -> bool:
+        """Whether the same request may well succeed in a moment."""
+        if self.code in _TRANSIENT_CODES:
+            return True
+        return self.status in _TRANSIENT_STATUSES and self.code not in ERROR_OF_CODE
+
+    def error(self, what: str) -> StoreError:
+        """Our error for it; *what* names the call and the key."""
+        kind = error_class(self.code, self.status)
+        reason = self.message or self.code or f"the store answered {self.status}"
+        details = [self.code or f"status {self.status}"]
+        if self.request_id:
+            details.append(f"request {self.request_id}")
+        error = kind(
+            f"{what}: {one_line(reason)} ({', '.join(details)})",
+            code=self.code,
+            status=self.status,
+            request_id=self.request_id,
+        )
+        if isinstance(error, WrongRegion):
+            error.region = self.region
+        return error
+
+
+def error_class(code: str, status: int) -> type[StoreError]:
+    """The class of error for a code, or for a status when the code says nothing."""
+    known = ERROR_OF_CODE.get(code)
+    if known is not None:
+        return known
+    return ERROR_OF_STATUS.get(status, Unavailable if status >= 500 else InvalidRequest)
+
+
+def one_line(text: str) -> str:
+    """The beginning of *text* without line ends."""
+    return " ".join(text.split())[:200]
+
+
+def refusal_of(answer: Answer) -> Refusal:
+    """Read an answer that is not a success (or says so in its body only)."""
+    headers = answer.headers
+    body = xml.error_of(answer.body) if answer.body else None
+    request_id = headers.get("x-amz-request-id", "")
+    region = headers.get("x-amz-bucket-region", "")
+    if body is None:
+        speaks = "x-amz-request-id" in headers or "x-amz-bucket-region" in headers
+        return Refusal(answer.status, "", "", request_id, region, speaks)
+    return Refusal(
+        answer.status,
+        body.code,
+        body.message,
+        body.request_id or request_id,
+        region or body.region,
+        True,
+    )

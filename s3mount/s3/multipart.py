@@ -1,0 +1,241 @@
+"""Multipart uploads: parts sent and copied, and completed under a condition."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import trio
+
+from s3mount.errors import Changed, InvalidRequest, NotFound, Unavailable, Unsupported
+from s3mount.s3 import checksum, lost, xml
+from s3mount.s3.calls import Request
+from s3mount.s3.endpoint import CredentialSource, EndpointSettings
+from s3mount.s3.objects import (
+    checked,
+    checksum_header,
+    condition_headers,
+    digest,
+    part_query,
+    read_answer,
+    refused,
+    stored_of,
+)
+from s3mount.s3.reading import BucketReader
+from s3mount.s3.sigv4 import UNSIGNED_PAYLOAD, canonical_query
+from s3mount.s3.store import ALWAYS, Body, Capabilities, PartDone, Precondition, Stored
+
+_MAX_PLAIN_UPLOADS = 1000
+
+
+class MultipartUploads(BucketReader):
+    """A bucket in which objects can be made out of parts."""
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        credentials: CredentialSource | None,
+        bucket: str,
+        prefix: str,
+        *,
+        capabilities: Capabilities,
+        timeout: float,
+        max_connections: int,
+    ) -> None:
+        super().__init__(
+            settings,
+            credentials,
+            bucket,
+            prefix,
+            capabilities=capabilities,
+            timeout=timeout,
+            max_connections=max_connections,
+        )
+        # What the store takes, until it refuses: uploads with a checksum of the whole, and
+        # parts with one of their own in an upload without.
+        self._upload_checksums = True
+        self._part_checksums = True
+        self._plain_uploads: dict[str, bool] = {}
+
+    async def create_upload(
+        self, key: str, *, headers: Mapping[str, str], copies: bool = True
+    ) -> str:
+        """Begin a multipart upload and return its id; see `ObjectStore.create_upload`."""
+        algorithm = self._capabilities.checksum
+        if not self._upload_checksums or (copies and not self._capabilities.copy_part_checksum):
+            algorithm = None
+        if algorithm is not None:
+            marks = {
+                "x-amz-checksum-algorithm": algorithm.upper(),
+                "x-amz-checksum-type": "FULL_OBJECT",
+            }
+            try:
+                return await self._create_upload(key, {**checked(headers), **marks})
+            except (InvalidRequest, Unsupported):
+                upload = await self._create_upload(key, checked(headers))
+                self._upload_checksums = False
+        else:
+            upload = await self._create_upload(key, checked(headers))
+        self._plain_uploads[upload] = True
+        if len(self._plain_uploads) > _MAX_PLAIN_UPLOADS:
+            del self._plain_uploads[next(iter(self._plain_uploads))]
+        return upload
+
+    async def _create_upload(self, key: str, headers: Mapping[str, str]) -> str:
+        path = self._path(key)
+        request = Request("CreateMultipartUpload", "POST", key, path, "uploads=", headers=headers)
+        return read_answer(request, xml.upload_id, await self._calls.call(request))
+
+    async def upload_part(
+        self, key: str, upload_id: str, number: int, body: Body, *, crc: int | None = None
+    ) -> PartDone:
+        """Send part *number* (from 1)."""
+
+        async def send(algorithm: str | None) -> PartDone:
+            return await self._upload_part(key, upload_id, number, body, algorithm, crc)
+
+        algorithm = self._capabilities.checksum
+        if algorithm is None or not self._part_checksums:
+            return await send(None)
+        try:
+            return await send(algorithm)
+        except (InvalidRequest, Unsupported):
+            # Some stores want none in an upload that was begun without.
+            done = await send(None)
+            self._part_checksums = upload_id not in self._plain_uploads
+            return done
+
+    async def _upload_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        body: Body,
+        algorithm: str | None,
+        crc: int | None,
+    ) -> PartDone:
+        headers, crc = await checksum_header(algorithm, body, crc)
+        request = Request(
+            "UploadPart",
+            "PUT",
+            key,
+            self._path(key),
+            part_query(upload_id, number),
+            headers=headers,
+            body=body,
+            payload_hash=await self._payload_hash(body),
+        )
+        answer = await self._calls.call(request)
+        etag = answer.headers.get("etag")
+        if not etag:
+            raise Unavailable(f"{request.what}: the store does not name the part that it took")
+        return PartDone(number, etag, crc)
+
+    async def copy_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        *,
+        source: str,
+        start: int,
+        stop: int,
+        source_etag: str,
+    ) -> PartDone:
+        """Make bytes ``start <= i < stop`` of *source* part *number*, on the server."""
+        request = Request(
+            "UploadPartCopy",
+            "PUT",
+            key,
+            self._path(key),
+            part_query(upload_id, number),
+            headers={
+                "x-amz-copy-source": self._source(source),
+                "x-amz-copy-source-range": f"bytes={start}-{stop - 1}",
+                "x-amz-copy-source-if-match": source_etag,
+            },
+            slow=True,
+        )
+        fields = read_answer(request, xml.result, await self._calls.call(request))
+        algorithm = self._capabilities.checksum
+        crc = None
+        if algorithm is not None:
+            crc = checksum.decode(algorithm, fields.get(checksum.element_of(algorithm)))
+        return PartDone(number, fields["ETag"], crc)
+
+    async def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[PartDone],
+        *,
+        condition: Precondition = ALWAYS,
+    ) -> Stored:
+        """Make the object out of *parts*; see `ObjectStore.complete_upload`."""
+        supported = self._capabilities.conditional_complete
+        await self._check_condition(key, condition, supported)
+        elements = self._part_checksum_values(upload_id, parts)
+        try:
+            return await self._complete(key, upload_id, parts, elements, condition)
+        except InvalidRequest:
+            if not any(elements):
+                raise
+            # An upload of an earlier life of ours may have been begun without checksums.
+            return await self._complete(key, upload_id, parts, [None] * len(parts), condition)
+
+    async def _complete(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[PartDone],
+        elements: Sequence[tuple[str, str] | None],
+        condition: Precondition,
+    ) -> Stored:
+        body = xml.complete_request(parts, elements)
+        conditions = condition_headers(condition, self._capabilities.conditional_complete)
+        request = Request(
+            "CompleteMultipartUpload",
+            "POST",
+            key,
+            self._path(key),
+            canonical_query([("uploadId", upload_id)]),
+            headers={"content-type": "application/xml", **conditions},
+            body=[body],
+            payload_hash=hashlib.sha256(body).hexdigest(),
+            slow=True,
+        )
+        operation = self._calls.begin()
+        try:
+            answer = await self._calls.call(request, operation)
+        except (NotFound, Changed, Unavailable) as error:
+            if operation.uncertain or error.code == "NoSuchUpload":
+                age = trio.current_time() - operation.started
+                if (info := await self._describe(key)) and lost.is_completed(info, parts, age):
+                    return stored_of(info)
+            raise refused(error, condition) from error
+        etag = read_answer(request, xml.result, answer)["ETag"]
+        return Stored(etag or await self._etag(key), answer.headers.get("x-amz-version-id"))
+
+    def _part_checksum_values(
+        self, upload_id: str, parts: Sequence[PartDone]
+    ) -> list[tuple[str, str] | None]:
+        algorithm = self._capabilities.checksum
+        if algorithm is None or upload_id in self._plain_uploads:
+            return [None] * len(parts)
+        element = checksum.element_of(algorithm)
+        return [
+            None if part.crc is None else (element, checksum.encode(algorithm, part.crc))
+            for part in parts
+        ]
+
+    async def abort_upload(self, key: str, upload_id: str) -> None:
+        """Drop an upload and its parts; that there is none is no error."""
+        query = canonical_query([("uploadId", upload_id)])
+        request = Request("AbortMultipartUpload", "DELETE", key, self._path(key), query)
+        try:
+            await self._calls.call(request)
+        except NotFound:
+            return
+
+    async def _payload_hash(self, body: Body) -> str:
+        if self._capabilities.unsigned_payload:
+            return UNSIGNED_PAYLOAD
+        return await trio.to_thread.run_sync(digest, "sha256", body)

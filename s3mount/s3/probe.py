@@ -1,0 +1,290 @@
+"""What a store really does, found by trying it on scratch keys that are removed afterwards.
+
+Many stores answer 200 to what they do not know, so a feature counts only when the store
+refuses what it has to refuse and takes what it has to take.
+"""
+
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import trio
+
+from s3mount.errors import Changed, Denied, Exists, StoreError
+from s3mount.s3.client import S3Client
+from s3mount.s3.store import ABSENT, Capabilities, PartDone, Precondition, Stored
+
+_TIMEOUT_SECONDS = 10.0
+_WRONG = Precondition(etag='"00000000000000000000000000000000"')
+
+_T = TypeVar("_T")
+_WEAKNESSES = {
+    "conditional_put": "ignores conditions of a write: two hosts that create one file both succeed",
+    "conditional_complete": "ignores conditions when a large file is completed: the last one wins",
+    "conditional_delete": "ignores conditions of a deletion",
+    "conditional_get": "ignores If-Match of a read: a replaced object is noticed by its ETag only",
+    "conditional_copy": "ignores conditions of a copy",
+    "copy_part": "cannot copy parts: a partly changed file is sent as a whole",
+    "copy_part_checksum": "keeps no checksum of files that are partly copied",
+    "delete_many": "deletes objects one by one only",
+    "list_v2": "knows the old listing only",
+    "unsigned_payload": "wants a SHA-256 of everything that is written, which is slow",
+    "distinct_etags": "gives different contents one ETag: changes may go unnoticed",
+}
+
+
+async def probe(client: S3Client, scratch_prefix: str) -> Capabilities:
+    """Try the store behind *client* on keys under *scratch_prefix*, ``.s3mount/`` as a rule.
+
+    Raises nothing for a weak store, or one that forbids writing: what could not be tried is
+    assumed to work as documented, and `Capabilities.notes` say so.
+    """
+    assumed = Capabilities()
+    base = f"{scratch_prefix}probe-{uuid.uuid4()}"
+    run = _Probe(client.assuming(assumed, _TIMEOUT_SECONDS), base)
+    try:
+        await run.try_everything()
+    finally:
+        with trio.move_on_after(_TIMEOUT_SECONDS, shield=True):
+            await run.clean_up()
+    return run.capabilities(assumed)
+
+
+@dataclass(slots=True)
+class _Upload:
+    """A multipart upload under trial: its key and name, its part, and how that came about."""
+
+    key: str
+    name: str
+    parts: list[PartDone] = field(default_factory=list)
+    copied: bool = False
+
+
+class _Probe:
+    """One run: the trials write down what they find, `capabilities` sums it up."""
+
+    def __init__(self, client: S3Client, base: str) -> None:
+        self._client = client
+        self._base = base
+        self._found: dict[str, bool] = {}
+        self._notes: list[str] = []
+        self._keys: list[str] = []
+        self._uploads: dict[str, str] = {}
+
+    def capabilities(self, assumed: Capabilities) -> Capabilities:
+        """What was found, and what is assumed where nothing was."""
+        weak = [f"the store {_WEAKNESSES[name]}" for name, good in self._found.items() if not good]
+        checksum = self._client.capabilities.checksum
+        if checksum is None:
+            weak.append("the store keeps no checksum of what is written")
+        return replace(assumed, **self._found, checksum=checksum, notes=(*self._notes, *weak))
+
+    async def try_everything(self) -> None:
+        """Run all trials, at the same time as far as they do not need each other."""
+        first = self._key("a")
+        written, _ = await self._all(
+            lambda: self._client.put(first, [b"one"], headers={}, condition=ABSENT),
+            self._try_listing,
+        )
+        if isinstance(written, StoreError) and not isinstance(written, Denied):
+            written = await self._try_signed_payload(first)
+        if not isinstance(written, Stored):
+            self._notes.append(
+                f"writing was not possible ({written}): the store is assumed to do all it should"
+            )
+            return
+        self._found["unsigned_payload"] = self._client.capabilities.unsigned_payload
+        await self._all(
+            lambda: self._try_conditions(first, written),
+            self._try_copy,
+            self._try_multipart,
+            self._try_delete_many,
+        )
+
+    async def clean_up(self) -> None:
+        """Remove what the trials have left."""
+        aborts = [self._aborting(key, upload) for key, upload in self._uploads.items()]
+        await self._all(*(self._deleting(key) for key in self._keys), *aborts)
+
+    def _deleting(self, key: str) -> Callable[[], Awaitable[object]]:
+        return lambda: self._client.delete(key)
+
+    def _aborting(self, key: str, upload: str) -> Callable[[], Awaitable[object]]:
+        return lambda: self._client.abort_upload(key, upload)
+
+    def _key(self, name: str) -> str:
+        key = f"{self._base}-{name}"
+        self._keys.append(key)
+        return key
+
+    # ------------------------------------------------------------------- trials
+
+    async def _try_listing(self) -> None:
+        page = await _outcome(lambda: self._client.list_page("", token=None, limit=1))
+        if isinstance(page, Denied):
+            self._notes.append("listing is denied: the store is assumed to know ListObjectsV2")
+        elif not isinstance(page, StoreError):
+            self._found["list_v2"] = self._client.capabilities.list_v2
+
+    async def _try_signed_payload(self, key: str) -> Stored | StoreError:
+        """Write again, with a SHA-256 of the body this time."""
+        self._client.adopt(replace(self._client.capabilities, unsigned_payload=False))
+        return await _outcome(lambda: self._client.put(key, [b"one"], headers={}))
+
+    async def _try_conditions(self, key: str, first: Stored) -> None:
+        client = self._client
+        wrong = _WRONG.etag
+        create, over, read = await self._all(
+            lambda: client.put(key, [b"two"], headers={}, condition=ABSENT),
+            lambda: client.put(key, [b"two"], headers={}, condition=_WRONG),
+            lambda: client.get(key, 0, [memoryview(bytearray(3))], etag=wrong),
+        )
+        right = Precondition(etag=first.etag)
+        second = await _outcome(lambda: client.put(key, [b"three"], headers={}, condition=right))
+        accepted = isinstance(second, Stored)
+        self._judge("conditional_put", create, Exists)
+        self._judge("conditional_put", over, Changed)
+        if not accepted:
+            self._found["conditional_put"] = False
+        # The client compares ETags itself: only a 412 shows that the store did.
+        self._judge("conditional_get", read, Changed, status=412)
+        if isinstance(second, Stored):
+            self._found["distinct_etags"] = second.etag != first.etag
+        refused = await _outcome(lambda: client.delete(key, condition=_WRONG))
+        self._judge("conditional_delete", refused, Changed)
+
+    async def _try_copy(self) -> None:
+        client = self._client
+        source, occupied, vacant = self._key("c"), self._key("d"), self._key("e")
+        await self._all(
+            lambda: client.put(source, [b"source"], headers={}),
+            lambda: client.put(occupied, [b"target"], headers={}),
+        )
+
+        def copy_to(target: str) -> Callable[[], Awaitable[Stored]]:
+            return lambda: client.copy(
+                source, target, headers=None, source_etag=None, condition=ABSENT
+            )
+
+        refused, taken = await self._all(copy_to(occupied), copy_to(vacant))
+        self._judge("conditional_copy", refused, Exists)
+        if isinstance(taken, StoreError) and taken.status:
+            self._found["conditional_copy"] = False
+
+    async def _try_multipart(self) -> None:
+        """Copy into an upload with a checksum and one without, and complete under conditions."""
+        client = self._client
+        occupied, vacant = self._key("f"), self._key("g")
+        plain = client.assuming(
+            replace(client.capabilities, copy_part_checksum=False), _TIMEOUT_SECONDS
+        )
+        source, marked, unmarked = await self._all(
+            lambda: client.put(occupied, [b"0123456789"], headers={}),
+            lambda: client.create_upload(occupied, headers={}),
+            lambda: plain.create_upload(vacant, headers={}),
+        )
+        if not (isinstance(source, Stored) and isinstance(marked, str)):
+            self._note_no_multipart(marked)
+            return
+        if not isinstance(unmarked, str):
+            self._note_no_multipart(unmarked)
+            return
+        self._uploads.update({occupied: marked, vacant: unmarked})
+        first, second = _Upload(occupied, marked), _Upload(vacant, unmarked)
+        await self._all(
+            lambda: self._add_part(first, occupied, source.etag),
+            lambda: self._add_part(second, occupied, source.etag),
+        )
+        await self._try_complete(first, second)
+        copied = second.copied and await self._holds(vacant, b"234")
+        self._found["copy_part"] = copied
+        if copied:
+            self._found["copy_part_checksum"] = first.copied
+
+    def _note_no_multipart(self, reason: object) -> None:
+        self._notes.append(f"multipart uploads were not possible ({reason})")
+        if isinstance(reason, StoreError) and _told(reason):
+            self._found.update(copy_part=False, conditional_complete=False)
+
+    async def _add_part(self, upload: _Upload, source: str, etag: str) -> None:
+        """Copy part 1 of an upload; where that fails, send it."""
+        client = self._client
+        copied = await _outcome(
+            lambda: client.copy_part(
+                upload.key, upload.name, 1, source=source, start=2, stop=5, source_etag=etag
+            )
+        )
+        upload.copied = isinstance(copied, PartDone)
+        part = copied
+        if isinstance(part, StoreError):
+            part = await _outcome(lambda: client.upload_part(upload.key, upload.name, 1, [b"234"]))
+        upload.parts = [part] if isinstance(part, PartDone) else []
+
+    async def _try_complete(self, occupied: _Upload, vacant: _Upload) -> None:
+        def complete(upload: _Upload, condition: Precondition) -> Callable[[], Awaitable[Stored]]:
+            return lambda: self._client.complete_upload(
+                upload.key, upload.name, upload.parts, condition=condition
+            )
+
+        if not (occupied.parts and vacant.parts):
+            self._note_no_multipart("no part was taken")
+            return
+        refused, taken = await self._all(complete(occupied, ABSENT), complete(vacant, ABSENT))
+        self._judge("conditional_complete", refused, Exists)
+        if isinstance(taken, StoreError) and taken.status:
+            self._found["conditional_complete"] = False
+        if self._found.get("conditional_complete"):
+            over = await _outcome(complete(occupied, _WRONG))
+            self._judge("conditional_complete", over, Changed)
+
+    async def _holds(self, key: str, content: bytes) -> bool:
+        """Whether the object at *key* is just *content*."""
+        into = bytearray(len(content) + 1)
+        info = await _outcome(lambda: self._client.get(key, 0, [memoryview(into)], etag=None))
+        return not isinstance(info, StoreError) and bytes(into[: info.size]) == content
+
+    async def _try_delete_many(self) -> None:
+        key = self._key("h")
+        if isinstance(
+            await _outcome(lambda: self._client.put(key, [b"x"], headers={})), StoreError
+        ):
+            return
+        failures = await _outcome(lambda: self._client.delete_many([key]))
+        left = await _outcome(lambda: self._client.head(key))
+        if isinstance(failures, StoreError) or not isinstance(failures.get(key), Denied):
+            self._found["delete_many"] = isinstance(left, StoreError)
+
+    # ----------------------------------------------------------------- judgement
+
+    def _judge(self, name: str, outcome: object, wanted: type[StoreError], status: int = 0) -> None:
+        """Note whether a trial that had to be refused was; one without an answer says nothing."""
+        if isinstance(outcome, StoreError) and (isinstance(outcome, Denied) or not _told(outcome)):
+            return
+        good = isinstance(outcome, wanted) and (not status or outcome.status == status)
+        self._found[name] = good and self._found.get(name, True)
+
+    async def _all(self, *trials: Callable[[], Awaitable[object]]) -> list[object]:
+        """Run trials at once; their outcomes, errors included."""
+        outcomes: list[object] = [None] * len(trials)
+
+        async def run(index: int, trial: Callable[[], Awaitable[object]]) -> None:
+            outcomes[index] = await _outcome(trial)
+
+        async with trio.open_nursery() as nursery:
+            for index, trial in enumerate(trials):
+                nursery.start_soon(run, index, trial)
+        return outcomes
+
+
+def _told(error: StoreError) -> bool:
+    """Whether it is the store's word, or our own judgement of its answer."""
+    return error.status > 0 or isinstance(error, Changed | Exists)
+
+
+async def _outcome(trial: Callable[[], Awaitable[_T]]) -> _T | StoreError:
+    """What a trial returns, or the `StoreError` that it raises."""
+    try:
+        return await trial()
+    except StoreError as error:
+        return error

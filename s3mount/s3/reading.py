@@ -1,0 +1,227 @@
+"""What can be asked of a bucket: HEAD, ranges, listings, and whether it is there at all."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from s3mount.errors import (
+    Changed,
+    Denied,
+    Exists,
+    InvalidRequest,
+    NoSuchBucket,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
+from s3mount.s3 import listing, xml
+from s3mount.s3.calls import Calls, Request, Statistics
+from s3mount.s3.download import Download
+from s3mount.s3.endpoint import CredentialSource, EndpointSettings
+from s3mount.s3.objects import demand_s3, object_info, read_answer
+from s3mount.s3.retry import Operation
+from s3mount.s3.sigv4 import escape_key
+from s3mount.s3.store import ALWAYS, Capabilities, ListPage, ObjectInfo, Precondition
+
+
+class BucketReader:
+    """What can be asked of one bucket, seen from *prefix* (empty, or ending in ``/``).
+
+    Without *credentials* requests are not signed.  A call gives up after *timeout* seconds
+    (`math.inf`: never) in which no byte of a body moved.
+    """
+
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        credentials: CredentialSource | None,
+        bucket: str,
+        prefix: str,
+        *,
+        capabilities: Capabilities,
+        timeout: float,
+        max_connections: int,
+    ) -> None:
+        self.bucket = bucket
+        self.prefix = prefix
+        self._capabilities = capabilities
+        self._calls = Calls(settings, credentials, timeout=timeout, max_connections=max_connections)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        self._calls.close()
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do, as far as it is known by now."""
+        return self._capabilities
+
+    def adopt(self, capabilities: Capabilities) -> None:
+        """Work from now on by what a probe has found."""
+        self._capabilities = capabilities
+
+    @property
+    def statistics(self) -> Statistics:
+        """What has been done so far."""
+        return self._calls.statistics
+
+    @property
+    def settings(self) -> EndpointSettings:
+        """The endpoint, as redirects have corrected it."""
+        return self._calls.settings
+
+    def _path(self, key: str) -> str:
+        return f"{self._calls.settings.root}/{escape_key(self.prefix + key)}"
+
+    def _bucket_path(self) -> str:
+        return self._calls.settings.root or "/"
+
+    def _source(self, key: str) -> str:
+        return f"/{self.bucket}/{escape_key(self.prefix + key)}"
+
+    # ------------------------------------------------------------------ reading
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Describe the object at *key*."""
+        answer = await self._calls.call(Request("HeadObject", "HEAD", key, self._path(key)))
+        return object_info(key, answer.headers)
+
+    async def _describe(self, key: str) -> ObjectInfo | None:
+        """HEAD with checksums; None when there is nothing."""
+        request = Request(
+            "HeadObject", "HEAD", key, self._path(key), headers={"x-amz-checksum-mode": "ENABLED"}
+        )
+        try:
+            return object_info(key, (await self._calls.call(request)).headers)
+        except NotFound:
+            return None
+
+    async def _etag(self, key: str) -> str:
+        return (await self.head(key)).etag
+
+    async def _check_condition(
+        self,
+        key: str,
+        condition: Precondition,
+        supported: bool,
+        missing_is_fine: bool = False,
+    ) -> None:
+        """Look before a write whose *condition* the store itself cannot check."""
+        if supported or condition == ALWAYS:
+            return
+        info = await self._describe(key)
+        if condition.absent and info is not None:
+            raise Exists(f"{key}: it exists already")
+        if condition.etag is None or (info is None and missing_is_fine):
+            return
+        if info is None or info.etag != condition.etag:
+            raise Changed(f"{key}: it is not the version that was expected")
+
+    async def get(
+        self,
+        key: str,
+        start: int,
+        into: Sequence[memoryview],
+        *,
+        etag: str | None,
+        progress: Callable[[int], None] | None = None,
+        urgent: bool = True,
+        size: int | None = None,
+    ) -> ObjectInfo:
+        """Fill the buffers *into* with the bytes from *start* on; see `ObjectStore.get`."""
+        request = Request("GetObject", "GET", key, self._path(key), urgent=urgent)
+        download = Download(request, start, into, etag, progress, size)
+        await self._calls.call(request, incoming=download)
+        if download.damaged():
+            download.restart()
+            await self._calls.call(request, incoming=download)
+            if download.damaged():
+                raise download.corrupt()
+        return object_info(key, download.headers, download.size)
+
+    async def list_page(
+        self, prefix: str, *, token: str | None, flat: bool = False, limit: int = 1000
+    ) -> ListPage:
+        """List one page of what is under *prefix*; unless *flat*, one level only."""
+        where = None if token is None else listing.Token.parse(token)
+        version = where.version if where else (2 if self._capabilities.list_v2 else 1)
+        try:
+            found = await self._listing(prefix, where, version, flat, limit)
+        except (InvalidRequest, Unsupported):
+            if version == 1 or where is not None:
+                raise
+            found = await self._listing(prefix, None, 1, flat, limit)
+            self.adopt(replace(self._capabilities, list_v2=False))
+        return listing.page_of(found, self.prefix + prefix, self.prefix, where)
+
+    async def _listing(
+        self,
+        prefix: str,
+        token: listing.Token | None,
+        version: int,
+        flat: bool,
+        limit: int,
+        operation: Operation | None = None,
+    ) -> xml.Listing:
+        full = self.prefix + prefix
+        query = listing.query_of(full, token, version=version, flat=flat, limit=limit)
+        kind = "ListObjectsV2" if version == 2 else "ListObjects"
+        request = Request(kind, "GET", full, self._bucket_path(), query)
+        answer = await self._calls.call(request, operation)
+        return read_answer(request, xml.listing, answer)
+
+    async def check_bucket(self) -> bool:
+        """See, within 10 s, that the bucket is there and may be used; tell whether to list it.
+
+        Raises `NoSuchBucket`, `Denied`, `NoCredentials`, `WrongRegion` or `Unavailable`.
+        A `Denied` whose code is ``AccessDenied`` means that the credentials are good but
+        neither listing the bucket nor looking for a key is allowed.
+        """
+        try:
+            await self._listing("", None, 2, False, 1, self._calls.begin_brief())
+        except Denied as error:
+            if error.code != "AccessDenied" or not await self._is_reachable():
+                raise
+            return False
+        except (InvalidRequest, Unsupported) as error:
+            demand_s3(error, self.settings.url)
+            await self._listing("", None, 1, False, 1, self._calls.begin_brief())
+        except NotFound as error:
+            demand_s3(error, self.settings.url)
+            raise NoSuchBucket(str(error), code=error.code, status=error.status) from error
+        except Unavailable as error:
+            demand_s3(error, self.settings.url)
+            raise
+        return True
+
+    async def _is_reachable(self) -> bool:
+        """Whether a bucket that may not be listed can be used in some other way."""
+        attempts = (
+            Request("HeadBucket", "HEAD", "", self._bucket_path()),
+            Request("HeadObject", "HEAD", "", self._path(".s3mount/none")),
+        )
+        for request in attempts:
+            try:
+                await self._calls.call(request, self._calls.begin_brief())
+            except NotFound as error:
+                if request.kind == "HeadBucket":
+                    raise NoSuchBucket(f"there is no bucket {self.bucket}") from error
+            except Denied:
+                continue
+            return True
+        return False

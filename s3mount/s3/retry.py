@@ -1,0 +1,100 @@
+"""Trying again: how often, how soon, and not so much that a sick store never recovers."""
+
+import math
+import random
+from email.utils import parsedate_to_datetime
+
+import trio
+
+from s3mount.s3.endpoint import Credentials
+
+_BASE_SECONDS = 0.1
+_CAP_SECONDS = 8.0
+_MAX_RETRY_AFTER_SECONDS = 30.0
+
+
+class RetryBudget:
+    """A bucket of tokens that all retries to one store pay from.
+
+    It refills by itself and with every success.  An empty bucket does not fail a call, it
+    slows all of them down together to what the store may be asked in its trouble.
+    """
+
+    def __init__(self, capacity: float, per_second: float, per_success: float) -> None:
+        self._capacity = capacity
+        self._per_second = per_second
+        self._per_success = per_success
+        self._tokens = capacity
+        self._counted = 0.0
+
+    def succeeded(self) -> None:
+        """Take note of a success."""
+        if self._tokens < self._capacity:
+            self._tokens = min(self._capacity, self._tokens + self._per_success)
+
+    def delay(self) -> float:
+        """Take one token; return the seconds until it is there."""
+        now = trio.current_time()
+        gained = (now - self._counted) * self._per_second if self._counted else 0.0
+        self._tokens = min(self._capacity, self._tokens + gained) - 1
+        self._counted = now
+        return max(0.0, -self._tokens / self._per_second)
+
+
+class Operation:
+    """One call with all its attempts: what has been tried, and how much time is left.
+
+    `uncertain` says that an earlier attempt may have taken effect though its answer never
+    came.  Repairs (new credentials, the clock, the region) are made once each.
+    """
+
+    __slots__ = (
+        "_attempts",
+        "_failures",
+        "_repaired",
+        "credentials",
+        "deadline",
+        "started",
+        "uncertain",
+    )
+
+    def __init__(self, seconds: float, attempts: float = math.inf) -> None:
+        self.started = trio.current_time()
+        self.deadline = self.started + seconds
+        self.uncertain = False
+        self.credentials: Credentials | None = None
+        self._repaired: frozenset[str] = frozenset()
+        self._failures = 0
+        self._attempts = attempts
+
+    def repair(self, what: str) -> bool:
+        """Whether the repair *what* is still to be tried; then it counts as tried."""
+        if what in self._repaired:
+            return False
+        self._repaired |= {what}
+        return True
+
+    async def back_off(self, budget: RetryBudget, retry_after: float) -> bool:
+        """Sleep before another attempt; False, at once, when there is no time for one."""
+        self._failures += 1
+        ceiling = min(_CAP_SECONDS, _BASE_SECONDS * 2 ** min(self._failures, 16))
+        pause = random.uniform(0, ceiling)
+        if retry_after:
+            pause += min(retry_after, _MAX_RETRY_AFTER_SECONDS)
+        pause = max(pause, budget.delay())
+        if self._failures >= self._attempts or trio.current_time() + pause >= self.deadline:
+            return False
+        await trio.sleep(pause)
+        return True
+
+
+def retry_after_seconds(text: str | None, now: float) -> float:
+    """Read Retry-After, which is seconds or a date; *now* is the time since the epoch."""
+    if not text:
+        return 0.0
+    if text.isascii() and text.isdigit():
+        return float(text[:6])
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
+    except ValueError:
+        return 0.0

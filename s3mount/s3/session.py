@@ -1,0 +1,229 @@
+"""The control plane: what users configure for AWS tools, resolved by boto3.
+
+The only module that knows boto3 and botocore, which are imported on first use because that
+takes 0.3 s.  They block, so whatever may wait for a network runs in a thread.
+"""
+
+import contextlib
+import ipaddress
+import os
+import pwd
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import trio
+
+from s3mount.errors import MountError, NoCredentials
+from s3mount.s3.endpoint import Credentials, EndpointSettings
+
+_PROBE_KEY = "k"
+_SPARE_SECONDS = 300.0
+_LOOK_SECONDS = 5.0
+
+
+class SessionCredentials:
+    """Credentials of a botocore session, fetched anew in time, and when they were refused.
+
+    *load* blocks and returns fresh credentials of botocore; many requests that need new ones
+    at once wait for one refresh.
+    """
+
+    def __init__(self, load: Callable[[], Any], first: Credentials, source: Any) -> None:
+        self._load = load
+        self._source = source
+        self._known = first
+        self._refreshing = trio.Lock()
+        self._look_again = 0.0
+
+    def current(self) -> Credentials | None:
+        """The credentials, or None when they are about to expire."""
+        if trio.current_time() >= self._look_again:
+            if self._is_due():
+                return None
+            self._look_again = trio.current_time() + _LOOK_SECONDS
+        return self._known
+
+    def _is_due(self) -> bool:
+        # Only some credentials of botocore have an end, and know it.
+        needed = getattr(self._source, "refresh_needed", None)
+        return needed is not None and bool(needed(_SPARE_SECONDS))
+
+    async def refresh(self, refused: Credentials | None) -> Credentials:
+        """Fetch the credentials anew, unless *refused* were replaced already."""
+        async with self._refreshing:
+            if refused is not None and refused != self._known:
+                return self._known
+            if refused is None and trio.current_time() < self._look_again:
+                return self._known
+            found = await trio.to_thread.run_sync(self._fetch, refused is not None)
+            self._look_again = trio.current_time() + _LOOK_SECONDS
+            return found
+
+    def _fetch(self, anew: bool) -> Credentials:
+        import botocore.exceptions
+
+        try:
+            if anew:
+                self._source = self._load()
+            if self._source is None:
+                raise NoCredentials("the credentials are gone: " + _HOW_TO_SIGN_IN)
+            self._known = _frozen(self._source)
+        except botocore.exceptions.BotoCoreError as error:
+            if anew:
+                raise NoCredentials(f"the credentials cannot be refreshed: {error}") from error
+            # They may be good for some minutes yet; if not, the store will say so.
+        return self._known
+
+
+_HOW_TO_SIGN_IN = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, run `aws configure` or `aws sso login`, "
+    "or mount a public bucket with no-sign-request"
+)
+
+
+def _frozen(source: Any) -> Credentials:
+    found = source.get_frozen_credentials()
+    return Credentials(found.access_key, found.secret_key, found.token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What `resolve` found: where the bucket is, and the credentials (None: anonymous)."""
+
+    settings: EndpointSettings
+    credentials: SessionCredentials | None
+
+
+def resolve(
+    bucket: str,
+    *,
+    profile: str | None,
+    region: str | None,
+    endpoint_url: str | None,
+    path_style: bool | None,
+    no_sign_request: bool,
+    ca_bundle: str | None,
+    verify_ssl: bool,
+    insecure_http: bool,
+) -> Resolved:
+    """Find endpoint, region and credentials for *bucket* the way AWS tools do.
+
+    Blocks, perhaps for seconds (metadata service, SSO).  Raises `MountError`.  *path_style*
+    None means: virtual hosts on AWS, paths elsewhere.
+    """
+    import botocore.exceptions
+
+    _repair_home()
+    try:
+        session = _session(profile, region)
+        settings = _settings(session, bucket, endpoint_url, path_style)
+        settings = replace(
+            settings,
+            verify_ssl=verify_ssl,
+            ca_bundle=ca_bundle or session.get_config_variable("ca_bundle"),
+        )
+        if no_sign_request:
+            return Resolved(settings=replace(settings, credential_source="none"), credentials=None)
+        found = session.get_credentials()
+        if found is None:
+            raise MountError(f"no credentials were found: {_HOW_TO_SIGN_IN}", 1)
+        first = _frozen(found)
+    except botocore.exceptions.ProfileNotFound as error:
+        raise MountError(_unknown_profile(error), 1) from error
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+        raise MountError(" ".join(str(error).split()), 1) from error
+    _refuse_plain_text(settings, insecure_http)
+
+    def load() -> Any:
+        return _session(profile, region).get_credentials()
+
+    settings = replace(settings, credential_source=str(found.method or "unknown"))
+    return Resolved(settings=settings, credentials=SessionCredentials(load, first, found))
+
+
+def _repair_home() -> None:
+    """mount(8) and systemd start us with an odd HOME, where botocore would look in ``/.aws``."""
+    if os.environ.get("HOME") == "":
+        with contextlib.suppress(KeyError):
+            os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+
+
+def _session(profile: str | None, region: str | None) -> Any:
+    import botocore.session
+
+    session = botocore.session.Session(profile=profile or None)
+    # botocore itself ignores AWS_REGION, which every other SDK honours.
+    chosen = region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
+    session.set_config_variable("region", chosen or "us-east-1")
+    return session
+
+
+def _unknown_profile(error: Exception) -> str:
+    import botocore.session
+
+    # A fresh session, which does not trip over the profile that AWS_PROFILE names.
+    session = botocore.session.Session()
+    session.set_config_variable("profile", "default")
+    known = ", ".join(sorted(session.full_config.get("profiles", {}))) or "none"
+    return f"{error}; known profiles: {known}"
+
+
+def _settings(
+    session: Any, bucket: str, endpoint_url: str | None, path_style: bool | None
+) -> EndpointSettings:
+    """Let botocore write the URL of a key, and read off it where the bucket is.
+
+    So that whatever it supports (dual-stack, FIPS, acceleration, access points, services
+    sections) works here too.
+    """
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    def client(style: str) -> Any:
+        config = Config(signature_version=UNSIGNED, s3={"addressing_style": style})
+        return session.create_client("s3", endpoint_url=endpoint_url or None, config=config)
+
+    style = "path" if path_style else "virtual"
+    chosen = client(style)
+    if path_style is None and not _is_aws(chosen.meta.endpoint_url):
+        chosen = client("path")
+    elif path_style is None and "." in bucket:
+        chosen = client("auto")  # A wildcard certificate covers no dots: botocore sees to that.
+    url = chosen.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": _PROBE_KEY})
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise MountError(f"{endpoint_url}: an endpoint is http://HOST[:PORT] or https://...", 1)
+    return EndpointSettings(
+        scheme=parts.scheme,
+        host=parts.hostname,
+        port=parts.port or (443 if parts.scheme == "https" else 80),
+        root=parts.path[: -len(f"/{_PROBE_KEY}")],
+        region=chosen.meta.region_name or "us-east-1",
+        virtual_host=not unquote(parts.path).endswith(f"/{bucket}/{_PROBE_KEY}"),
+    )
+
+
+def _is_aws(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def _refuse_plain_text(settings: EndpointSettings, insecure_http: bool) -> None:
+    if settings.secure or insecure_http or _is_loopback(settings.host):
+        return
+    raise MountError(
+        f"{settings.url}: signed requests and data would cross the network unencrypted; "
+        "use https, or allow it with insecure-http",
+        1,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

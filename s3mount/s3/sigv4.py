@@ -1,0 +1,106 @@
+"""Signature Version 4 of S3, by headers: from a request's parts to its Authorization header.
+
+The path is signed as it is sent: S3 is the one service that does not normalise it.
+"""
+
+import hashlib
+import hmac
+import time
+from collections.abc import Iterable
+from urllib.parse import quote
+
+from s3mount.errors import InvalidName
+from s3mount.s3.endpoint import Credentials
+
+UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+_SIGNED_BESIDE_AMZ = frozenset({"content-md5", "content-type", "host"})
+
+
+def escape_key(key: str) -> str:
+    """Write *key* as a URL path; every byte but the unreserved ones and ``/`` is escaped."""
+    try:
+        return quote(key.encode(), safe="/")
+    except UnicodeEncodeError:
+        raise InvalidName(f"{key!r}: a key of S3 is UTF-8") from None
+
+
+def escape_value(value: str) -> str:
+    """Write *value* as a query value."""
+    try:
+        return quote(value.encode(), safe="")
+    except UnicodeEncodeError:
+        raise InvalidName(f"{value!r}: a key of S3 is UTF-8") from None
+
+
+def canonical_query(parameters: Iterable[tuple[str, str]]) -> str:
+    """Write a query the way that is signed: escaped and sorted by name."""
+    return "&".join(sorted(f"{name}={escape_value(value)}" for name, value in parameters))
+
+
+def _canonical_value(value: str) -> str:
+    return " ".join(value.split()) if "  " in value or value != value.strip() else value
+
+
+class Signer:
+    """Signs requests for one region, and keeps the signing key of the day.
+
+    `clock_offset` is what has to be added to our clock, in seconds, to get the store's.
+    """
+
+    def __init__(self, region: str) -> None:
+        self.region = region
+        self.clock_offset = 0.0
+        self._second = -1
+        self._stamp = ""
+        self._key_of: tuple[Credentials, str, str] | None = None
+        self._key = b""
+        self._scope = ""
+
+    def sign(
+        self,
+        credentials: Credentials,
+        method: str,
+        path: str,
+        query: str,
+        headers: dict[str, str],
+        payload_hash: str,
+    ) -> None:
+        """Add the headers that authenticate a request to *headers*, which hold its host.
+
+        Names are in lower case; *path* and *query* are escaped as they are sent.
+        """
+        second = int(time.time() + self.clock_offset)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
+        stamp = self._stamp
+        headers["x-amz-content-sha256"] = payload_hash
+        headers["x-amz-date"] = stamp
+        if credentials.token:
+            headers["x-amz-security-token"] = credentials.token
+        names = sorted(
+            [name for name in headers if name[:6] == "x-amz-" or name in _SIGNED_BESIDE_AMZ]
+        )
+        fields = "".join([f"{name}:{_canonical_value(headers[name])}\n" for name in names])
+        signed = ";".join(names)
+        canonical = f"{method}\n{path}\n{query}\n{fields}\n{signed}\n{payload_hash}"
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        key = self._signing_key(credentials, stamp[:8])
+        text = f"AWS4-HMAC-SHA256\n{stamp}\n{self._scope}\n{digest}"
+        signature = hmac.digest(key, text.encode(), "sha256").hex()
+        headers["authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{self._scope}, "
+            f"SignedHeaders={signed}, Signature={signature}"
+        )
+
+    def _signing_key(self, credentials: Credentials, day: str) -> bytes:
+        key_of = (credentials, day, self.region)
+        if key_of != self._key_of:
+            key = f"AWS4{credentials.secret_key}".encode()
+            for part in (day, self.region, "s3", "aws4_request"):
+                key = hmac.digest(key, part.encode(), "sha256")
+            self._key = key
+            self._scope = f"{day}/{self.region}/s3/aws4_request"
+            self._key_of = key_of
+        return self._key

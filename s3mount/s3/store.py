@@ -1,0 +1,251 @@
+"""The object store in our words: the protocol that caches and writers speak, and its values.
+
+Keys are relative to the mounted prefix: the client adds and strips it.  Nothing above this
+module knows HTTP, XML, signatures or boto3.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from s3mount.errors import StoreError
+
+MIB = 1 << 20
+MIN_PART_SIZE = 5 * MIB  # S3 refuses smaller parts, except the last one.
+MAX_PARTS = 10_000
+MAX_COPY_SIZE = 5 << 30  # CopyObject and UploadPartCopy take at most 5 GiB.
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What HEAD or GET tells about one version of an object.
+
+    `size` is that of the whole object in bytes, also when a range was asked for; `etag` is
+    verbatim, quotes included; `modified_ns` is Last-Modified in nanoseconds since the epoch;
+    `metadata` holds the user metadata, names in lower case without ``x-amz-meta-``.
+    `headers` are all headers of the answer, names in lower case.
+    """
+
+    key: str
+    size: int
+    etag: str
+    modified_ns: int
+    metadata: Mapping[str, str]
+    headers: Mapping[str, str]
+
+
+class ListedObject(NamedTuple):
+    """What LIST tells about one object: no metadata.  A tuple, because lists are long."""
+
+    key: str
+    size: int
+    etag: str
+    modified_ns: int
+    storage_class: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a listing: `prefixes` end in ``/``; `token` continues, None ends."""
+
+    objects: Sequence[ListedObject]
+    prefixes: Sequence[str]
+    token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """The bytes ``start <= i < stop`` of an open local file, to be sent from there."""
+
+    descriptor: int
+    start: int
+    stop: int
+
+
+Body = Sequence[Buffer] | FileSlice
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the store says of an object that it has just taken."""
+
+    etag: str
+    version_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartDone:
+    """One finished part of a multipart upload: its number (from 1), ETag and checksum."""
+
+    number: int
+    etag: str
+    crc: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Precondition:
+    """When a write may take effect: always, only over `etag`, or only over nothing."""
+
+    etag: str | None = None
+    absent: bool = False
+
+
+ALWAYS = Precondition()
+ABSENT = Precondition(absent=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a store can do, found by trying it, never by its name.
+
+    `checksum` is the algorithm that uploads carry (``crc64nvme``, ``crc32c``, or None);
+    `copy_part_checksum` says whether parts may be copied into a multipart upload that has one;
+    `distinct_etags` whether other content has another ETag.  `notes` say in sentences what is
+    weaker than it should be, or could not be tried.
+    """
+
+    conditional_put: bool = True
+    conditional_complete: bool = True
+    conditional_delete: bool = True
+    conditional_get: bool = True
+    conditional_copy: bool = True
+    copy_part: bool = True
+    copy_part_checksum: bool = True
+    delete_many: bool = True
+    list_v2: bool = True
+    unsigned_payload: bool = True
+    checksum: str | None = "crc64nvme"
+    max_metadata_size: int = 2048
+    distinct_etags: bool = True
+    notes: tuple[str, ...] = ()
+
+
+class ObjectStore(Protocol):
+    """One bucket, seen from one prefix.
+
+    All methods may run in many tasks at once.  They retry what is safe to repeat, verify
+    what can be verified, finish within the store's time limit, and raise nothing but
+    `StoreError` (and `trio.Cancelled`).
+    """
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the store can do, as far as it is known by now."""
+        ...
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Describe the object at *key*."""
+        ...
+
+    async def get(
+        self,
+        key: str,
+        start: int,
+        into: Sequence[memoryview],
+        *,
+        etag: str | None,
+        progress: Callable[[int], None] | None = None,
+        urgent: bool = True,
+        size: int | None = None,
+    ) -> ObjectInfo:
+        """Fill the buffers *into*, one after the other, with the bytes from *start* on.
+
+        At the object's end fewer bytes arrive: ``min(info.size - start, room)``.  *progress*
+        hears the count of bytes that are in place whenever it has grown.  With *etag* no byte
+        of another version arrives: `Changed` instead.  Raises `InvalidRange` when *start* is
+        not inside the object (an empty object has no inside).  A request that is not *urgent*
+        yields its place in the queue for a connection.  Who knows the *size* of the object should
+        tell: many stores send the checksum only with a whole object that no range was asked of.
+        """
+        ...
+
+    async def list_page(
+        self, prefix: str, *, token: str | None, flat: bool = False, limit: int = 1000
+    ) -> ListPage:
+        """List one page of what is under *prefix*; unless *flat*, one level only."""
+        ...
+
+    async def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        headers: Mapping[str, str],
+        condition: Precondition = ALWAYS,
+        crc: int | None = None,
+    ) -> Stored:
+        """Write an object.  *headers* are Content-Type, ``x-amz-meta-*`` and the like.
+
+        *crc* is the checksum of the body by `Capabilities.checksum`; the client computes it
+        when it is None.  Raises `Changed` or `Exists` when *condition* does not hold.
+        """
+        ...
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        headers: Mapping[str, str] | None,
+        source_etag: str | None,
+        condition: Precondition = ALWAYS,
+    ) -> Stored:
+        """Copy on the server, at most `MAX_COPY_SIZE`; *headers* replace metadata (None: keep)."""
+        ...
+
+    async def delete(self, key: str, *, condition: Precondition = ALWAYS) -> None:
+        """Delete an object; that there is none is no error."""
+        ...
+
+    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, StoreError]:
+        """Delete any number of objects, and return the failures by key."""
+        ...
+
+    async def create_upload(
+        self, key: str, *, headers: Mapping[str, str], copies: bool = True
+    ) -> str:
+        """Begin a multipart upload and return its id.
+
+        Unless *copies*, no part of it will be copied; then it has a checksum on more stores.
+        """
+        ...
+
+    async def upload_part(
+        self, key: str, upload_id: str, number: int, body: Body, *, crc: int | None = None
+    ) -> PartDone:
+        """Send part *number* (from 1)."""
+        ...
+
+    async def copy_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        *,
+        source: str,
+        start: int,
+        stop: int,
+        source_etag: str,
+    ) -> PartDone:
+        """Make bytes ``start <= i < stop`` of *source* part *number*, on the server."""
+        ...
+
+    async def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[PartDone],
+        *,
+        condition: Precondition = ALWAYS,
+    ) -> Stored:
+        """Make the object out of *parts*, ordered by number.
+
+        A completion whose answer was lost is recognised as done.
+        """
+        ...
+
+    async def abort_upload(self, key: str, upload_id: str) -> None:
+        """Drop an upload and its parts; that there is none is no error."""
+        ...

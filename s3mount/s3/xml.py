@@ -1,0 +1,246 @@
+"""The XML of S3: answers into values, and the two request bodies.
+
+Parsed by expat through `xml.etree`, which is as fast as it gets here, after refusing what an
+honest store never sends: document types, entities and encodings other than UTF-8.
+"""
+
+import calendar
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree as ET
+from xml.sax.saxutils import escape
+
+from s3mount.s3.store import ListedObject, PartDone
+
+_ENCODING = re.compile(rb"""<\?xml[^>]*encoding\s*=\s*["']([^"']*)["']""")
+_UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NANOSECONDS = 1_000_000_000
+
+
+class Malformed(Exception):
+    """A body is not the XML that was expected."""
+
+
+class ErrorBody(NamedTuple):
+    """What an ``<Error>`` says; empty where it says nothing."""
+
+    code: str
+    message: str
+    request_id: str
+    region: str
+
+
+class Listing(NamedTuple):
+    """One page of a listing as the store sent it, keys in full.
+
+    `version` is 1 or 2: which of the two calls the store answered.
+    """
+
+    objects: list[ListedObject]
+    prefixes: list[str]
+    truncated: bool
+    next_token: str
+    version: int
+
+
+class Failure(NamedTuple):
+    """One key that DeleteObjects did not delete."""
+
+    key: str
+    code: str
+    message: str
+
+
+def parse(body: bytes) -> ET.Element:
+    """Parse a body; raises `Malformed`."""
+    if b"<!DOCTYPE" in body or b"<!ENTITY" in body or b"\0" in body:
+        raise Malformed("it declares a document type, or is not UTF-8")
+    encoding = _ENCODING.match(body[:200].lstrip(b"\xef\xbb\xbf \t\r\n"))
+    if encoding and encoding[1].upper() not in (b"UTF-8", b"UTF8", b"US-ASCII"):
+        raise Malformed("it is not UTF-8")
+    try:
+        return ET.fromstring(body.lstrip())  # A slow call sends white space to stay alive.
+    except (ET.ParseError, LookupError, ValueError) as error:
+        raise Malformed(f"it is not XML: {error}") from error
+
+
+def _parse_any(body: bytes) -> tuple[ET.Element, str]:
+    """Parse a body; return its root and the namespace as tags carry it."""
+    root = parse(body)
+    namespace, brace, _ = root.tag.rpartition("}")
+    return root, namespace + brace
+
+
+def _parse_as(body: bytes, name: str) -> tuple[ET.Element, str]:
+    """Parse a body whose root is *name*."""
+    root, namespace = _parse_any(body)
+    local = root.tag[len(namespace) :]
+    if local != name:
+        raise Malformed(f"it is {local[:40]!r}, not {name!r}")
+    return root, namespace
+
+
+def error_of(body: bytes) -> ErrorBody | None:
+    """What an error body says, or None when the body is no error of S3."""
+    if b"<Error" not in body:
+        return None
+    try:
+        root, namespace = _parse_as(body, "Error")
+    except Malformed:
+        return None
+
+    def text(name: str) -> str:
+        return root.findtext(namespace + name) or ""
+
+    region = text("Region") or text("BucketRegion")
+    return ErrorBody(text("Code"), text("Message"), text("RequestId"), region)
+
+
+_DAYS: dict[str, int] = {}
+
+
+def modified_ns(text: str) -> int:
+    """Turn ``2009-10-12T17:50:30.000Z`` into nanoseconds since the epoch; 0 for nonsense.
+
+    Fractions are dropped: HEAD says whole seconds, and both must say the same.
+    """
+    try:
+        midnight = _DAYS.get(text[:10])
+        if midnight is None:
+            midnight = _midnight(text[:10])
+        seconds = midnight + int(text[11:13]) * 3600 + int(text[14:16]) * 60 + int(text[17:19])
+    except ValueError:
+        return 0
+    return seconds * _NANOSECONDS
+
+
+def _midnight(day: str) -> int:
+    year, month, date = day.split("-")
+    seconds = calendar.timegm((int(year), int(month), int(date), 0, 0, 0))
+    if len(_DAYS) > 10_000:
+        _DAYS.clear()
+    _DAYS[day] = seconds
+    return seconds
+
+
+def listing(body: bytes) -> Listing:
+    """Read the answer of ListObjectsV2 or ListObjects."""
+    root, namespace = _parse_as(body, "ListBucketResult")
+    fields = {child.tag[len(namespace) :]: child.text or "" for child in root}
+    escaped = fields.get("EncodingType", "").lower() == "url"
+    objects = _listed_objects(root.findall(f"{namespace}Contents"), namespace, escaped)
+    found = root.findall(f"{namespace}CommonPrefixes/{namespace}Prefix")
+    prefixes = [_name(item.text or "", escaped) for item in found]
+    truncated = fields.get("IsTruncated", "").strip().lower() == "true"
+    if "NextContinuationToken" in fields or "KeyCount" in fields:
+        return Listing(objects, prefixes, truncated, fields.get("NextContinuationToken", ""), 2)
+    marker = _name(fields.get("NextMarker", ""), escaped)
+    if truncated and not marker:
+        # Without a delimiter the store need not name the next marker: it is the last name.
+        marker = max([*(item.key for item in objects[-1:]), *prefixes[-1:]], default="")
+    return Listing(objects, prefixes, truncated, marker, 1)
+
+
+def _listed_objects(
+    items: Iterable[ET.Element], namespace: str, escaped: bool
+) -> list[ListedObject]:
+    key_tag, size_tag, etag_tag, modified_tag, class_tag = (
+        namespace + name for name in ("Key", "Size", "ETag", "LastModified", "StorageClass")
+    )
+    objects = []
+    try:
+        for item in items:
+            fields = {child.tag: child.text for child in item}
+            key = fields[key_tag] or ""
+            if escaped and ("%" in key or "+" in key):
+                key = unquote_plus(key)
+            objects.append(
+                ListedObject(
+                    key,
+                    max(0, int(fields.get(size_tag) or 0)),
+                    quoted(fields.get(etag_tag) or ""),
+                    modified_ns(fields.get(modified_tag) or ""),
+                    fields.get(class_tag) or "STANDARD",
+                )
+            )
+    except (KeyError, ValueError) as error:
+        raise Malformed(f"an entry of the listing makes no sense: {error}") from error
+    return objects
+
+
+def quoted(etag: str) -> str:
+    """An ETag as headers write it: some stores leave the quotes out in XML."""
+    return f'"{etag}"' if etag and etag[-1] != '"' else etag
+
+
+def _name(text: str, escaped: bool) -> str:
+    return unquote_plus(text) if escaped else text
+
+
+def upload_id(body: bytes) -> str:
+    """Read the answer of CreateMultipartUpload."""
+    root, namespace = _parse_any(body)  # rclone calls it otherwise.
+    found = root.findtext(f"{namespace}UploadId")
+    if not found:
+        raise Malformed("it names no upload")
+    return found
+
+
+def result(body: bytes) -> dict[str, str]:
+    """Read a flat answer such as ``CopyObjectResult`` into its fields."""
+    root, namespace = _parse_any(body)
+    fields = {child.tag[len(namespace) :]: child.text or "" for child in root}
+    fields["ETag"] = quoted(fields.get("ETag", ""))
+    return fields
+
+
+def delete_failures(body: bytes) -> list[Failure]:
+    """Read what DeleteObjects could not delete."""
+    root, namespace = _parse_as(body, "DeleteResult")
+    return [
+        Failure(
+            item.findtext(f"{namespace}Key") or "",
+            item.findtext(f"{namespace}Code") or "",
+            item.findtext(f"{namespace}Message") or "",
+        )
+        for item in root.findall(f"{namespace}Error")
+    ]
+
+
+def writable(key: str) -> bool:
+    """Whether XML can name *key*: most control characters it cannot."""
+    return _UNWRITABLE.search(key) is None
+
+
+def delete_request(keys: Iterable[str]) -> bytes:
+    """The body of DeleteObjects, which answers failures only."""
+    # A parser would read bare line ends as spaces or newlines.
+    objects = "".join(
+        f"<Object><Key>{escape(key, {chr(13): '&#13;', chr(10): '&#10;'})}</Key></Object>"
+        for key in keys
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>'
+        '<Delete xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        f"{objects}<Quiet>true</Quiet></Delete>"
+    ).encode()
+
+
+def complete_request(
+    parts: Sequence[PartDone], checksums: Sequence[tuple[str, str] | None]
+) -> bytes:
+    """The body of CompleteMultipartUpload; *checksums* are (element, value) for each part."""
+    pieces = []
+    for part, checksum in zip(parts, checksums, strict=True):
+        extra = f"<{checksum[0]}>{checksum[1]}</{checksum[0]}>" if checksum else ""
+        pieces.append(
+            f"<Part><PartNumber>{part.number}</PartNumber>"
+            f"<ETag>{escape(part.etag)}</ETag>{extra}</Part>"
+        )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>'
+        '<CompleteMultipartUpload xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        f"{''.join(pieces)}</CompleteMultipartUpload>"
+    ).encode()

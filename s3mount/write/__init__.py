@@ -1,0 +1,1 @@
+"""What is dirty: staged bytes, upload plans, the journal."""

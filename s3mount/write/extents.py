@@ -1,0 +1,225 @@
+"""Sets of byte ranges, and the plan that cuts a changed file into parts.  Pure."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from s3mount.s3.store import MAX_PARTS, MIB, MIN_PART_SIZE
+
+MAX_CELL_SIZE = 4096 * MIB  # S3 takes 5 GiB; two joined pieces must stay below that.
+COPY_PART_SIZE = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ByteRange:
+    """The bytes ``start <= i < stop`` of a file or an object; never empty."""
+
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"not a byte range: {self.start}..{self.stop}")
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.stop - self.start
+
+
+class Extents:
+    """A set of bytes, kept as sorted ranges that neither touch nor overlap."""
+
+    __slots__ = ("_starts", "_stops")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+
+    def __iter__(self) -> Iterator[ByteRange]:
+        return (ByteRange(*pair) for pair in zip(self._starts, self._stops, strict=True))
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    @property
+    def total(self) -> int:
+        """How many bytes are in the set."""
+        return sum(self._stops) - sum(self._starts)
+
+    def add(self, start: int, stop: int) -> None:
+        """Put the bytes ``start <= i < stop`` into the set; an empty range adds nothing."""
+        starts, stops = self._starts, self._stops
+        if start >= stop:
+            return
+        if stops and start == stops[-1]:  # Sequential writing: the last range grows.
+            stops[-1] = stop
+            return
+        first = bisect_left(stops, start)
+        last = bisect_right(starts, stop)
+        if first < last:
+            start = min(start, starts[first])
+            stop = max(stop, stops[last - 1])
+        starts[first:last] = [start]
+        stops[first:last] = [stop]
+
+    def remove(self, start: int, stop: int) -> None:
+        """Take the bytes ``start <= i < stop`` out of the set."""
+        starts, stops = self._starts, self._stops
+        if start >= stop:
+            return
+        first = bisect_right(stops, start)
+        last = bisect_left(starts, stop)
+        if first >= last:
+            return
+        kept = [
+            (low, high)
+            for low, high in ((starts[first], start), (stop, stops[last - 1]))
+            if low < high
+        ]
+        starts[first:last] = [low for low, _ in kept]
+        stops[first:last] = [high for _, high in kept]
+
+    def covers(self, start: int, stop: int) -> bool:
+        """Whether every byte of ``start <= i < stop`` is in the set."""
+        if start >= stop:
+            return True
+        index = bisect_right(self._starts, start) - 1
+        return index >= 0 and self._stops[index] >= stop
+
+    def overlaps(self, start: int, stop: int) -> bool:
+        """Whether any byte of ``start <= i < stop`` is in the set."""
+        index = bisect_right(self._stops, start)
+        return start < stop and index < len(self._starts) and self._starts[index] < stop
+
+    def pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
+        """Cut ``start <= i < stop`` into runs that are wholly inside (True) or outside."""
+        index = bisect_right(self._stops, start)
+        while start < stop:
+            if index == len(self._starts) or self._starts[index] >= stop:
+                yield start, stop, False
+                return
+            if start < self._starts[index]:
+                yield start, self._starts[index], False
+                start = self._starts[index]
+            end = min(self._stops[index], stop)
+            yield start, end, True
+            start, index = end, index + 1
+
+
+# Parts lie on a grid that depends on nothing but the option: the first 4000 parts have the
+# base size, then each of three steps is 8 times as large, so that 10,000 parts of 8 MiB at the
+# beginning reach 9 TiB, beyond the 5 TiB that most stores take, and a file of less than
+# 31 GiB has parts of one size, which some stores insist on.
+GRID_STEPS = ((4000, 1), (2000, 8), (2000, 64), (2000, 512))
+
+
+class PartGrid:
+    """Where parts begin and end, for files of any size."""
+
+    __slots__ = ("base_size",)
+
+    def __init__(self, base_size: int) -> None:
+        if not MIN_PART_SIZE <= base_size <= MAX_CELL_SIZE:
+            raise ValueError(f"a part has 5 MiB to 4 GiB, not {base_size} bytes")
+        self.base_size = base_size
+
+    def cell(self, index: int) -> ByteRange:
+        """The bytes of part *index* (from 0)."""
+        start, begin = 0, 0
+        for count, factor in GRID_STEPS:
+            size = min(self.base_size * factor, MAX_CELL_SIZE)
+            if index < begin + count:
+                low = start + (index - begin) * size
+                return ByteRange(low, low + size)
+            start += count * size
+            begin += count
+        raise OverflowError("a file needs more than 10,000 parts")
+
+    def index(self, offset: int) -> int:
+        """The part (from 0) that holds byte *offset*."""
+        start, begin = 0, 0
+        for count, factor in GRID_STEPS:
+            size = min(self.base_size * factor, MAX_CELL_SIZE)
+            if offset < start + count * size:
+                return begin + (offset - start) // size
+            start += count * size
+            begin += count
+        raise OverflowError("a file needs more than 10,000 parts")
+
+    @property
+    def max_size(self) -> int:
+        """The largest file, in bytes, that the grid can cut."""
+        return self.cell(sum(count for count, _ in GRID_STEPS) - 1).stop
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a plan: bytes that are sent, or (*copied*) taken from the old object."""
+
+    range: ByteRange
+    copied: bool
+
+
+def plan_parts(size: int, base_size: int, dirty: Extents, grid: PartGrid) -> list[Part]:
+    """Cut a changed file of *size* bytes into parts that send little more than what changed.
+
+    Bytes below *base_size* that are not *dirty* equal those of the old object and are copied
+    on the server.  Parts tile the file; all but the last have at least 5 MiB.  Sent parts
+    follow *grid* where a dirty stretch is long enough, so that cells which left while the
+    program was still writing are used as they are.
+    """
+    changed = [(extent.start, min(extent.stop, size)) for extent in dirty if extent.start < size]
+    if size > base_size:
+        changed.append((base_size, size))
+    changed.sort()
+    gap = MIN_PART_SIZE
+    while len(parts := _tile(size, _join(changed, size, gap), grid)) > MAX_PARTS:
+        gap *= 2  # Thousands of scattered changes: send what lies between them, too.
+    return parts
+
+
+def _tile(size: int, sent: list[tuple[int, int]], grid: PartGrid) -> list[Part]:
+    parts: list[Part] = []
+    position = 0
+    for start, stop in sent:
+        parts.extend(_copies(position, start))
+        parts.extend(_pieces(start, stop, size, grid))
+        position = stop
+    parts.extend(_copies(position, size))
+    return parts
+
+
+def _join(changed: list[tuple[int, int]], size: int, gap: int) -> list[tuple[int, int]]:
+    """Join changes until what is between and within them is large enough to be parts."""
+    sent: list[tuple[int, int]] = []
+    for begin, end in changed:
+        start = begin if begin >= MIN_PART_SIZE else 0
+        stop = min(max(end, start + MIN_PART_SIZE), size)
+        if sent and start - sent[-1][1] < gap:
+            sent[-1] = (sent[-1][0], max(stop, sent[-1][1]))
+        else:
+            sent.append((start, stop))
+    return sent
+
+
+def _copies(start: int, stop: int) -> Iterator[Part]:
+    """Cut a clean stretch into copies: many run at once, and none takes minutes by itself."""
+    while start < stop:
+        end = stop if stop - start < COPY_PART_SIZE + MIN_PART_SIZE else start + COPY_PART_SIZE
+        yield Part(ByteRange(start, end), copied=True)
+        start = end
+
+
+def _pieces(start: int, stop: int, size: int, grid: PartGrid) -> Iterator[Part]:
+    """Cut a stretch that is sent at the borders of *grid*, without pieces below the minimum."""
+    while start < stop:
+        end = grid.cell(grid.index(start)).stop
+        if end - start < MIN_PART_SIZE:
+            end = grid.cell(grid.index(start) + 1).stop
+        if end >= stop or (stop < size and stop - end < MIN_PART_SIZE):
+            end = stop
+        yield Part(ByteRange(start, end), copied=False)
+        start = end

@@ -1,0 +1,1 @@
+"""Tests of s3mount: real servers, real mounts, real faults."""

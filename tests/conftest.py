@@ -1,0 +1,248 @@
+"""Fixtures: real servers once a session, a bucket and mounts for each test, nothing left over.
+
+A test fails that logs a warning it did not announce; a session fails that leaves a mount, a
+process or a descriptor behind, or in which nothing was tested.
+"""
+
+import ctypes
+import logging
+import os
+import re
+import secrets
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from s3mount.demo.weed import Credentials
+from tests.faultproxy import FaultProxy
+from tests.mounts import Bucket, Expectations, Mounter, mounted_paths, why_no_mounts
+from tests.servers import REQUIRED_SERVERS, SERVERS, Server, make_server
+
+IN_CI = os.environ.get("CI", "").lower() in ("true", "1")
+PR_SET_CHILD_SUBREAPER = 36
+EXPECTATIONS = pytest.StashKey[Expectations]()
+# Fixtures behind which there is a server: what uses none of them is quick.
+SERVER_FIXTURES = frozenset({"server_of", "mount", *SERVERS})
+
+
+def unavailable(reason: str) -> None:
+    """Skip a test for what this machine lacks; in CI that is a failure."""
+    if IN_CI:
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "server: needs a real server or mount (set by itself)")
+    # Teardown has to run when somebody ends us: servers and mounts depend on it.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("ended by SIGTERM", 1))
+    adopt_orphans()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("server")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    tested = any(reporter.stats.get(kind) for kind in ("passed", "failed", "error", "xfailed"))
+    if exitstatus == pytest.ExitCode.OK and not tested and not session.config.option.collectonly:
+        session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+
+class Collector(logging.Handler):
+    """Keeps the records of one test that somebody would have to explain."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    collector = Collector()
+    logging.getLogger().addHandler(collector)
+    try:
+        result = yield
+    finally:
+        logging.getLogger().removeHandler(collector)
+    expectations = item.stash.get(EXPECTATIONS, Expectations())
+    if complaints := expectations.complaints(collector.lines):
+        pytest.fail("\n".join(complaints), pytrace=False)
+    return result
+
+
+@pytest.fixture
+def expect_log(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """``expect_log(pattern)``: this test makes code in this process log it as a warning."""
+    return request.node.stash.setdefault(EXPECTATIONS, Expectations()).expect
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of its descendants' orphans, so that none gets lost."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def descriptors() -> Counter[str]:
+    """Return what this process has open, by what it is and not by its number."""
+    found: Counter[str] = Counter()
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+        except FileNotFoundError:
+            continue  # That was the directory itself.
+        found[re.sub(r":\[\d+\]$", "", target)] += 1
+    return found
+
+
+def children() -> dict[int, str]:
+    """Return the processes whose parent we are, zombies included."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                status = (entry / "stat").read_text().rpartition(")")[2].split()
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue  # It has ended while we looked.
+            if int(status[1]) == os.getpid():
+                found[int(entry.name)] = f"{status[0]} {command[:200]}"
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the session when it leaves a mount, a process or a descriptor behind."""
+    before = descriptors()
+    processes = set(children())
+    yield
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        # A process that ends takes a moment, and what a descriptor was is gone by then.
+        left = {one: text for one, text in children().items() if one not in processes}
+        opened = descriptors() - before
+        if not left and not opened:
+            break
+        time.sleep(0.1)
+    # Other runs on this machine have mounts too, each below a directory of its own.
+    private = str(tmp_path_factory.getbasetemp())
+    own = [path for path in mounted_paths() if path.startswith(private)]
+    assert not own, f"still mounted: {own}"
+    assert not left, f"still running: {left}"
+    assert not opened, f"still open: {dict(opened)}"
+
+
+@pytest.fixture(scope="session")
+def credentials() -> Credentials:
+    """A key pair for this session's servers."""
+    return Credentials.random()
+
+
+@pytest.fixture(scope="session")
+def server_of(
+    credentials: Credentials, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Server]]:
+    """``server_of(name)``: that server, started when it is asked for first; see `SERVERS`."""
+    running: dict[str, Server] = {}
+    with ExitStack() as stack:
+
+        def get(name: str) -> Server:
+            if name not in running:
+                server = make_server(name, tmp_path_factory.mktemp(name), credentials)
+                if server is None:
+                    missing = f"{name} is not installed"
+                    unavailable(missing) if name in REQUIRED_SERVERS else pytest.skip(missing)
+                running[name] = stack.enter_context(server)
+            return running[name]
+
+        yield get
+
+
+@pytest.fixture
+def weed(server_of: Callable[[str], Server]) -> Server:
+    """SeaweedFS."""
+    return server_of("weed")
+
+
+@pytest.fixture
+def moto(server_of: Callable[[str], Server]) -> Server:
+    """The moto server."""
+    return server_of("moto")
+
+
+@pytest.fixture
+def rclone(server_of: Callable[[str], Server]) -> Server:
+    """``rclone serve s3``, the weak store."""
+    return server_of("rclone")
+
+
+@pytest.fixture
+def rustfs(server_of: Callable[[str], Server]) -> Server:
+    """RustFS, where there is one."""
+    return server_of("rustfs")
+
+
+@pytest.fixture
+def minio(server_of: Callable[[str], Server]) -> Server:
+    """MinIO, where there is one."""
+    return server_of("minio")
+
+
+@pytest.fixture(params=sorted(SERVERS))
+def any_server(request: pytest.FixtureRequest, server_of: Callable[[str], Server]) -> Server:
+    """Each server in turn: what is true of one store has to be true of all."""
+    return server_of(request.param)
+
+
+@pytest.fixture
+def make_bucket() -> Callable[[Server], Bucket]:
+    """``make_bucket(server)``: a new, empty bucket there."""
+
+    def make(server: Server) -> Bucket:
+        name = f"test-{secrets.token_hex(6)}"
+        server.client().create_bucket(Bucket=name)
+        return Bucket(name, server.url, server.credentials)
+
+    return make
+
+
+@pytest.fixture
+def bucket(weed: Server, make_bucket: Callable[[Server], Bucket]) -> Bucket:
+    """A new, empty bucket on SeaweedFS."""
+    return make_bucket(weed)
+
+
+@pytest.fixture
+def s3(weed: Server):
+    """A boto3 client for the server of `bucket`."""
+    return weed.client()
+
+
+@pytest.fixture
+def proxy(weed: Server) -> Iterator[FaultProxy]:
+    """A fault proxy before the server of `bucket`: mount with ``url=proxy.url``."""
+    with FaultProxy(weed.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mounter]:
+    """``mount(bucket, *options)``: a real mount of it, see `Mounter`."""
+    if reason := why_no_mounts():
+        unavailable(reason)
+    mounter = Mounter(tmp_path)
+    try:
+        yield mounter
+    finally:
+        mounter.finish()

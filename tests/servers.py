@@ -1,0 +1,327 @@
+"""The real S3 servers that tests run against, each on free loopback ports of its own.
+
+Every server is a context manager with `url`, `credentials`, `log_path` and `client()`, and it
+is ended by its own process id.  Which of them are there is for `available_servers` to say.
+"""
+
+import lzma
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from s3mount.demo.weed import (
+    LOOPBACK,
+    REGION,
+    Credentials,
+    Weed,
+    clean_environment,
+    end_process,
+    ended_with_us,
+    find_program,
+    free_ports,
+)
+
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 15.0
+ATTEMPTS = 3
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+class ServerError(Exception):
+    """A server did not start: the message holds the end of its log."""
+
+
+def s3_client(url: str, credentials: Credentials):
+    """Return a boto3 client for the server at *url* that retries nothing by itself."""
+    return boto3.client(
+        "s3",
+        endpoint_url=url,
+        region_name=REGION,
+        aws_access_key_id=credentials.access_key,
+        aws_secret_access_key=credentials.secret_key,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            retries={"total_max_attempts": 1},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=10,
+            read_timeout=120,
+            max_pool_connections=32,
+        ),
+    )
+
+
+class Server:
+    """What all servers have in common: a process, an address, a log, a boto3 client."""
+
+    name = ""
+
+    def __init__(self, directory: Path, credentials: Credentials) -> None:
+        self.directory = directory
+        self.credentials = credentials
+        self.log_path = directory / f"{self.name}.log"
+        self._client = None
+
+    @property
+    def url(self) -> str:
+        raise NotImplementedError
+
+    def client(self):
+        """Return the one boto3 client of this server; it ends with the server."""
+        if self._client is None:
+            self._client = s3_client(self.url, self.credentials)
+        return self._client
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.forget_client()
+        self.stop()
+
+    def forget_client(self) -> None:
+        """Close the boto3 client and its connections; the next use makes another."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+class WeedServer(Server):
+    """SeaweedFS: the server of the demo, and of everything that needs just some S3 server."""
+
+    name = "weed"
+
+    def __init__(self, directory: Path, credentials: Credentials) -> None:
+        super().__init__(directory, credentials)
+        self._weed = Weed(directory, credentials)
+        self.log_path = self._weed.log_path
+
+    @property
+    def url(self) -> str:
+        return self._weed.url
+
+    @property
+    def process_id(self) -> int:
+        return self._weed.process_id
+
+    def start(self) -> None:
+        self._weed.start()
+
+    def stop(self) -> None:
+        self._weed.stop()
+
+    def kill(self) -> None:
+        """End the server as a crash would."""
+        self._weed.kill()
+
+
+class ProcessServer(Server):
+    """A server that is one program and takes its address as an argument."""
+
+    def __init__(self, directory: Path, credentials: Credentials, program: str) -> None:
+        super().__init__(directory, credentials)
+        self._program = program
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self.data = directory / "data"
+
+    def command(self, port: int) -> Sequence[str]:
+        """Return the arguments that make the program serve `data` on *port*."""
+        raise NotImplementedError
+
+    def environment(self) -> Mapping[str, str]:
+        """Return how the program is told the credentials."""
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self._port}"
+
+    @property
+    def process_id(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the server, on the port it had before, and wait until it answers."""
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for attempt in range(1, ATTEMPTS + 1):
+            if not self._port or attempt > 1:
+                self.forget_client()
+                with free_ports(1) as (self._port,):
+                    pass
+            self._spawn()
+            if self._wait_until_ready(time.monotonic() + START_TIMEOUT):
+                return
+            self.stop()
+        log = self.log_path.read_text(errors="replace")[-2000:]
+        raise ServerError(f"{self.name} does not answer; the end of its log:\n{log}")
+
+    def stop(self) -> None:
+        """Stop the server; data stays."""
+        if self._process is not None:
+            end_process(self._process, STOP_TIMEOUT)
+            self._process = None
+
+    def kill(self) -> None:
+        """End the server as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _spawn(self) -> None:
+        command = [self._program, *self.command(self._port)]
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                ended_with_us(command),
+                cwd=self.directory,
+                env={**clean_environment(), **self.environment()},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _wait_until_ready(self, deadline: float) -> bool:
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                return False
+            try:
+                # Some answer long before they are ready, so they are asked for real work.
+                self.client().list_buckets()
+            except (BotoCoreError, ClientError):
+                time.sleep(0.05)
+            else:
+                return True
+        return False
+
+
+class MotoServer(ProcessServer):
+    """The moto server: closest to AWS in listing and keys; no authentication, data in memory."""
+
+    name = "moto"
+
+    def command(self, port: int) -> Sequence[str]:
+        return ["-H", LOOPBACK, "-p", str(port)]
+
+    def environment(self) -> Mapping[str, str]:
+        return self.credentials.environment()
+
+
+class RcloneServer(ProcessServer):
+    """``rclone serve s3``: the weak store, which ignores every condition."""
+
+    name = "rclone"
+
+    def command(self, port: int) -> Sequence[str]:
+        return ["serve", "s3", "--addr", f"{LOOPBACK}:{port}", str(self.data)]
+
+    def environment(self) -> Mapping[str, str]:
+        # The option is a list that is read as CSV: the quotes keep the pair together.
+        pair = f'"{self.credentials.access_key},{self.credentials.secret_key}"'
+        return {"RCLONE_AUTH_KEY": pair, "RCLONE_CONFIG": os.devnull}
+
+
+class RustFSServer(ProcessServer):
+    """RustFS: a complete store, which RustFS users will mount."""
+
+    name = "rustfs"
+
+    def command(self, port: int) -> Sequence[str]:
+        return ["server", "--address", f"{LOOPBACK}:{port}", str(self.data)]
+
+    def environment(self) -> Mapping[str, str]:
+        return {
+            "RUSTFS_ACCESS_KEY": self.credentials.access_key,
+            "RUSTFS_SECRET_KEY": self.credentials.secret_key,
+            "RUSTFS_CONSOLE_ENABLE": "false",
+            "RUST_LOG": "error",
+        }
+
+
+class MinIOServer(ProcessServer):
+    """MinIO, where somebody has installed it."""
+
+    name = "minio"
+
+    def command(self, port: int) -> Sequence[str]:
+        # Without an address of its own the console opens a random port on all interfaces.
+        return ["server", "--quiet", "--address", f"{LOOPBACK}:{port}", str(self.data)]
+
+    def environment(self) -> Mapping[str, str]:
+        return {
+            "MINIO_ROOT_USER": self.credentials.access_key,
+            "MINIO_ROOT_PASSWORD": self.credentials.secret_key,
+            "MINIO_BROWSER": "off",
+            "MINIO_UPDATE": "off",
+        }
+
+
+def find_minio() -> str | None:
+    """Return MinIO from PATH, or from where ``go install`` puts programs."""
+    places = [os.environ.get("GOBIN", "")]
+    places += [str(Path(root) / "bin") for root in os.environ.get("GOPATH", "").split(":") if root]
+    places.append(str(Path.home() / "go" / "bin"))
+    path = os.pathsep.join(place for place in places if place)
+    return find_program("minio") or shutil.which("minio", path=path)
+
+
+def find_rustfs() -> str | None:
+    """Return RustFS from PATH, or unpacked from the archive that lies beside the checkout."""
+    if program := find_program("rustfs"):
+        return program
+    archives = sorted((CHECKOUT.parent / "shared" / "servers").glob("rustfs-*.xz"))
+    return str(_unpacked(archives[-1])) if archives else None
+
+
+def _unpacked(archive: Path) -> Path:
+    # 320 MiB: once a machine, not once a run, and never inside the checkout.
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "s3mount-tests"
+    program = folder / f"{archive.stem}-{archive.stat().st_size}"
+    if not program.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = folder / f"{program.name}.{os.getpid()}"
+        with lzma.open(archive) as packed, partial.open("wb") as plain:
+            shutil.copyfileobj(packed, plain, 1 << 20)
+        partial.chmod(0o700)
+        partial.rename(program)
+    return program
+
+
+Finder = Callable[[], str | None]
+SERVERS: Mapping[str, tuple[type[Server], Finder]] = {
+    "weed": (WeedServer, lambda: find_program("weed")),
+    "moto": (MotoServer, lambda: find_program("moto_server")),
+    "rclone": (RcloneServer, lambda: find_program("rclone")),
+    "rustfs": (RustFSServer, find_rustfs),
+    "minio": (MinIOServer, find_minio),
+}
+REQUIRED_SERVERS = frozenset({"weed", "moto", "rclone"})  # They come with the extra "test".
+
+
+def make_server(name: str, directory: Path, credentials: Credentials) -> Server | None:
+    """Make, but do not start, the server *name*; None when its program is not installed."""
+    kind, find = SERVERS[name]
+    program = find()
+    if program is None:
+        return None
+    if kind is WeedServer:
+        return WeedServer(directory, credentials)
+    return kind(directory, credentials, program)
