@@ -24,7 +24,7 @@ class Scale:
 
     large: int = 1024 * MIB
     pieces: int = 64 * MIB
-    random_seconds: float = 3.0
+    random_reads: int = 500  # a thread alone; 16 threads share four times as many
     time_box: float = 10.0
     listed: int = 5000
     names: int = 100_000
@@ -38,7 +38,7 @@ FULL = Scale()
 QUICK = Scale(
     large=128 * MIB,
     pieces=8 * MIB,
-    random_seconds=1.0,
+    random_reads=50,
     time_box=3.0,
     listed=500,
     names=5000,

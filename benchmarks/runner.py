@@ -167,7 +167,7 @@ class Runner:
             count=count,
             size=workload.size(self.scale),
             threads=workload.threads,
-            time_box=workload.seconds(self.scale),
+            time_box=self.scale.time_box,
             archive=str(archive),
         )
 

@@ -69,7 +69,6 @@ class Workload:
     loads: Sequence[str]
     count: Callable[[Scale], int] = field(default=lambda _scale: 0)
     size: Callable[[Scale], int] = field(default=lambda scale: scale.large)
-    seconds: Callable[[Scale], float] = field(default=lambda scale: scale.time_box)
     threads: int = 1
     data_set: str = ""
     writes: bool = False
@@ -205,7 +204,7 @@ def _random(threads: int) -> Workload:
         name=f"random{threads}",
         rows=[Row(f"random{threads}", title, "reads/s", "read")],
         loads=["read_random"],
-        seconds=lambda scale: scale.random_seconds,
+        count=lambda scale: scale.random_reads * (1 if threads == 1 else 4),
         threads=threads,
         data_set=LARGE,
     )

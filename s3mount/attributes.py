@@ -14,6 +14,7 @@ META = "x-amz-meta-"
 SECOND = 1_000_000_000
 MAX_ID = 0xFFFFFFFE  # (uid_t) -1 means "do not change" to chown(2).
 MAX_TIME_NS = 1 << 63
+MAX_TARGET = 4096  # PATH_MAX: the target of a symlink is shorter.
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,15 @@ def encode(attributes: Attributes) -> dict[str, str]:
     return headers
 
 
-def decode(metadata: Mapping[str, str], bare: Attributes) -> Attributes:
-    """What *metadata* (lower-case names) says, on top of *bare*, the defaults."""
+def decode(metadata: Mapping[str, str], bare: Attributes, size: int = 0) -> Attributes:
+    """What *metadata* (lower-case names) says, on top of *bare*, the defaults.
+
+    An object of *size* bytes that is too large for what it says it is (`may_be_special`) is a
+    regular file.
+    """
     mode = _mode(metadata, bare.mode)
+    if not may_be_special(size, stat.S_IFMT(mode)):
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
     mtime_ns = _first_time(metadata, ("mtime", "file-mtime", "goog-reserved-file-mtime"))
     if mtime_ns is None:
         mtime_ns = bare.mtime_ns
@@ -85,6 +92,16 @@ def decode(metadata: Mapping[str, str], bare: Attributes) -> Attributes:
         rdev=_number(metadata.get("rdev"), 10, 1 << 32) or 0,
         xattrs=metadata.get("xattr") or None,
     )
+
+
+def may_be_special(size: int, kind: int = stat.S_IFLNK) -> bool:
+    """Whether an object of *size* bytes can be something else than a regular file.
+
+    So a listing alone tells that most objects are files; the rest needs its metadata.
+    """
+    if kind in (stat.S_IFREG, stat.S_IFDIR):
+        return True
+    return size < MAX_TARGET if kind == stat.S_IFLNK else size == 0
 
 
 def format_time(time_ns: int) -> str:

@@ -23,8 +23,8 @@ from s3mount.errors import MountError, PosixError, StoreError
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.openfile import OpenFile
-from s3mount.fs.workshop import Workshop
 from s3mount.fs.renaming import Renamer
+from s3mount.fs.workshop import Workshop
 from s3mount.fuse import FuseOperations
 from s3mount.kernel import KernelMount, MountOptions, open_files
 from s3mount.memory import MemoryBudget

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 BLOCK = 1 << 20  # st_blksize: programs that ask use it for their reads and writes.
 NAME_MAX = 255
+DIRECTORY_SIZE = 4096  # As on a disk.
+UNLOOKED, HASH_MASK = 1 << 62, (1 << 61) - 1  # d_ino of names that have no inode yet
 
 
 class Request:
@@ -122,7 +124,7 @@ class FuseOperations(pyfuse3.Operations):
         entry.st_uid = attributes.uid
         entry.st_gid = attributes.gid
         entry.st_rdev = attributes.rdev
-        entry.st_size = found.size
+        entry.st_size = DIRECTORY_SIZE if found.inode.directory else found.size
         entry.st_blocks = -(-found.size // 512)
         entry.st_blksize = BLOCK
         entry.st_mtime_ns = attributes.mtime_ns
@@ -279,12 +281,23 @@ class FuseOperations(pyfuse3.Operations):
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         with self._request("readdir", fh):
+            listed = EntryAttributes()
+            # A size that no file has: the kernel then shows the name and its type, but makes
+            # no inode of what nobody has looked at yet (fuse_direntplus_link).
+            listed.st_size = -1
             async for row in self._directories.rows(fh, start_id):
-                entry = self._entry(row.stat)
+                entry = listed
+                if row.stat is not None:
+                    entry = self._entry(row.stat)
+                else:
+                    listed.st_mode = ModeT(row.kind)
+                    listed.st_ino = InodeT(UNLOOKED | hash(row.name) & HASH_MASK)
                 if not pyfuse3.readdir_reply(token, FileNameT(row.name), entry, row.following):
-                    self._fs.forget(row.stat.inode.number, 0)
+                    if row.stat is not None:
+                        self._fs.forget(row.stat.inode.number, 0)
                     break
-                row.stat.inode.lookups += 1
+                if row.stat is not None:
+                    row.stat.inode.lookups += 1
 
     async def releasedir(self, fh: FileHandleT) -> None:
         with self._request("releasedir", fh):

@@ -20,7 +20,7 @@ import pytest
 
 from s3mount.demo.weed import Credentials
 from tests.faultproxy import FaultProxy
-from tests.mounts import Bucket, Expectations, Mounter, mounted_paths, why_no_mounts
+from tests.mounts import Bucket, Expectations, Mounter, mounted_below, why_no_mounts
 from tests.servers import REQUIRED_SERVERS, SERVERS, Server, make_server
 
 IN_CI = os.environ.get("CI", "").lower() in ("true", "1")
@@ -136,9 +136,8 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             break
         time.sleep(0.1)
     # Other runs on this machine have mounts too, each below a directory of its own.
-    private = str(tmp_path_factory.getbasetemp())
-    own = [path for path in mounted_paths() if path.startswith(private)]
-    assert not own, f"still mounted: {own}"
+    mounted = mounted_below(tmp_path_factory.getbasetemp())
+    assert not mounted, f"still mounted: {mounted}"
     assert not left, f"still running: {left}"
     assert not opened, f"still open: {dict(opened)}"
 

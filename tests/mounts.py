@@ -12,11 +12,13 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from s3mount import mounts
 from s3mount.demo.weed import REGION, Credentials, clean_environment, ended_with_us
+from s3mount.mounts import find_mount
 from s3mount.notify import Receiver
 from tests.servers import CHECKOUT, s3_client
 
@@ -294,29 +296,22 @@ def serious_lines(log: str) -> list[str]:
     return [line for line in log.splitlines() if SERIOUS.search(line)]
 
 
-def mounted_paths(filter_type: Callable[[str], bool] = lambda kind: "s3mount" in kind) -> list[str]:
-    """Return the mount points of s3mount in this mount namespace."""
-    paths = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        if filter_type(rest.split(" ")[0]):
-            paths.append(fields.split(" ")[4].encode().decode("unicode_escape"))
-    return paths
+def mounted_below(directory: Path) -> list[str]:
+    """Return the mount points below *directory*, without touching them."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    paths = [line.split(" ")[4] for line in lines]
+    return [path for path in paths if path.startswith(f"{directory}/")]
 
 
 def is_mounted(path: Path) -> bool:
     """Say whether something is mounted at *path*, without touching it."""
-    return str(path) in mounted_paths(lambda kind: True)
+    return find_mount(path) is not None
 
 
 def detach(path: Path) -> None:
     """Take *path* out of the tree, whether or not anybody serves it."""
-    if not is_mounted(path):
-        return
-    command = (
-        ["umount", "-l", str(path)] if os.geteuid() == 0 else ["fusermount3", "-uz", str(path)]
-    )
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=30)
+    if mount := find_mount(path):
+        mounts.detach(mount, lazy=True)
 
 
 def abort_connection(path: Path) -> None:

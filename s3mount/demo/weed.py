@@ -122,6 +122,11 @@ class Weed:
             raise MountError("the S3 server is not running")
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the server has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def __enter__(self) -> Self:
         self.start()
         return self

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
+from s3mount.attributes import may_be_special
 from s3mount.cache.metadata import Absent, Entry
 from s3mount.fs.filesystem import FileSystem, Stat
 from s3mount.fs.inodes import Inode
@@ -12,10 +14,15 @@ from s3mount.fs.listing import Listed, Listing
 
 
 class Row(NamedTuple):
-    """One entry of a directory, and the offset of the one after it."""
+    """One entry of a directory, and the offset of the one after it.
+
+    `stat` is None while only a listing has spoken; then `kind` holds the type bits, 0 where
+    not even those are certain.
+    """
 
     name: bytes
-    stat: Stat
+    stat: Stat | None
+    kind: int
     following: int
 
 
@@ -67,14 +74,15 @@ class Directories:
             inode = unsaved[index]
             file = self._fs.files.get(inode)
             if file is not None and not inode.gone and inode.parent is reading.inode:
-                yield Row(inode.name, self._fs.stat_file(inode, file), index + 1)
+                yield Row(inode.name, self._fs.stat_file(inode, file), 0, index + 1)
         index = max(start - len(unsaved), 0)
         hidden = {inode.segment for inode in unsaved}
         while (listed := await reading.listing.row(index)) is not None:
             index += 1
-            stat = None if listed.segment in hidden else self._stat(reading.inode, listed)
-            if stat is not None:
-                yield Row(listed.name, stat, len(unsaved) + index)
+            if listed.segment not in hidden:
+                row = self._row(reading.inode, listed, len(unsaved) + index)
+                if row is not None:
+                    yield row
 
     def _rewind(self, reading: _Reading) -> None:
         reading.listing = self._fs.namespace.listing(reading.inode.prefix)
@@ -84,17 +92,25 @@ class Directories:
             if inode.parent is reading.inode and not inode.gone and not file.stored_key
         ]
 
-    def _stat(self, directory: Inode, listed: Listed) -> Stat | None:
+    def _row(self, directory: Inode, listed: Listed, following: int) -> Row | None:
         """What a row shows by now: our own changes may be younger than the listing."""
         inode = self._fs.inodes.find(directory, listed.name)
         file = self._fs.files.get(inode) if inode is not None else None
         if inode is not None and file is not None:
-            return self._fs.stat_file(inode, file)
+            return Row(listed.name, self._fs.stat_file(inode, file), 0, following)
         known = self._fs.cache.get(directory.prefix, listed.segment)
         if isinstance(known, Absent) and known.checked > listed.entry.checked:
             return None
         entry = listed.entry
         if isinstance(known, Entry) and known.checked >= entry.checked:
             entry = known
+        if entry.attributes is None and self._fs.namespace.keep_attributes:
+            return Row(listed.name, None, _listed_kind(entry), following)
         inode = self._fs.inode_of(directory, listed.name, listed.segment, entry)
-        return self._fs.stat_entry(inode, entry)
+        return Row(listed.name, self._fs.stat_entry(inode, entry), 0, following)
+
+
+def _listed_kind(entry: Entry) -> int:
+    if entry.directory:
+        return stat.S_IFDIR
+    return 0 if may_be_special(entry.size) else stat.S_IFREG

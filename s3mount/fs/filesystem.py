@@ -20,6 +20,7 @@ from s3mount.cache.metadata import Absent, Entry
 from s3mount.cache.readahead import ReadAhead
 from s3mount.errors import PosixError, StoreError
 from s3mount.fs.inodes import Inode, InodeTable
+from s3mount.fs.learner import Learner
 from s3mount.fs.markers import ATTRIBUTE_DELAY, Markers
 from s3mount.fs.names import check_key, is_long, split_file, to_segment
 from s3mount.fs.namespace import Namespace
@@ -82,6 +83,7 @@ class FileSystem:
         self._handles: dict[int, Handle] = {}
         self._last_handle = 0
         self.markers = Markers(store, namespace, workshop, self.inodes)
+        self._learner = Learner(namespace, workshop.nursery)
         self._root = namespace.defaults.directory(time.time_ns())
 
     # -- names -----------------------------------------------------------------------------
@@ -100,6 +102,7 @@ class FileSystem:
                 return self.stat_file(inode, file)
         prefix, segment = parent.prefix, self.segment_of(name)
         check_key(prefix + segment)
+        self._learner.looked_up(prefix, segment)
         entry = await self.namespace.find(prefix, segment)
         if entry is None:
             raise PosixError(errno.ENOENT)
@@ -121,7 +124,7 @@ class FileSystem:
             file = self.files.get(inode)
             if file is not None and file.dirty:
                 return inode
-            if inode.shown not in ("", entry.etag):
+            if inode.shown not in ("", entry.etag) or _other_kind(inode, entry):
                 self.detach(inode)
         inode = self.inodes.obtain(parent, name, segment, directory=entry.directory)
         if not entry.directory:
@@ -152,12 +155,14 @@ class FileSystem:
         entry = await self.namespace.find(inode.parent.prefix, inode.segment)
         if entry is None or entry.directory != inode.directory:
             raise PosixError(errno.ESTALE)
-        if not entry.directory and inode.shown not in ("", entry.etag):
+        changed = inode.shown not in ("", entry.etag) or _other_kind(inode, entry)
+        if not entry.directory and changed:
             self.detach(inode)
             raise PosixError(errno.ESTALE)
         return self.stat_entry(inode, entry)
 
     def stat_file(self, inode: Inode, file: OpenFile) -> Stat:
+        inode.kind = stat.S_IFMT(file.attributes.mode)
         return Stat(inode, file.attributes, file.size)
 
     def stat_entry(self, inode: Inode, entry: Entry) -> Stat:
@@ -168,6 +173,7 @@ class FileSystem:
             make = defaults.directory if entry.directory else defaults.file
             attributes = make(entry.modified_ns)
         certain = entry.attributes is not None or not self.namespace.keep_attributes
+        inode.kind = stat.S_IFMT(attributes.mode)
         age = self.cache.clock() - entry.checked
         return Stat(inode, attributes, entry.size, certain, age)
 
@@ -487,6 +493,13 @@ class FileSystem:
             attributes = replace(entry.attributes, mtime_ns=now, ctime_ns=now)
             entry = entry._replace(attributes=attributes)
             self.cache.put(directory.parent.prefix, directory.segment, entry)
+
+
+def _other_kind(inode: Inode, entry: Entry) -> bool:
+    """Whether an entry is of another type than the kernel was told; it takes that for damage."""
+    if entry.attributes is None or inode.kind == 0:
+        return False
+    return stat.S_IFMT(entry.attributes.mode) != inode.kind
 
 
 def _changed(attributes: Attributes, changes: Changes) -> Attributes:

@@ -13,12 +13,14 @@ class Inode:
     `segment` is the last part of its key, `lookups` the kernel's count of references.  `gone`
     is set when the name stands for something else by now (unlinked, or replaced).  `pins`
     counts what else keeps the inode: its children, and its open or unsaved file.  `shown` is
-    the ETag that the kernel's pages belong to (empty: none yet).
+    the ETag that the kernel's pages belong to (empty: none yet), `kind` the type bits that it
+    was told (0: none yet).
     """
 
     __slots__ = (
         "directory",
         "gone",
+        "kind",
         "lookups",
         "name",
         "number",
@@ -40,6 +42,7 @@ class Inode:
         self.gone = False
         self.pins = 0
         self.shown = ""
+        self.kind = 0
 
     @property
     def prefix(self) -> str:

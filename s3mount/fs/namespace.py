@@ -73,12 +73,19 @@ class Namespace:
     # -- one name --------------------------------------------------------------------------
 
     async def find(
-        self, prefix: str, segment: str, *, fresh: float = 0.0, attributes: bool = True
+        self,
+        prefix: str,
+        segment: str,
+        *,
+        fresh: float = 0.0,
+        attributes: bool = True,
+        whole: bool = True,
     ) -> Entry | None:
         """What is there, or None.
 
         Knowledge older than *fresh* (a moment of the cache's clock) does not count.  Without
-        *attributes* an entry that only a listing has shown will do.
+        *attributes* an entry that only a listing has shown will do.  With *whole* a small file
+        may come along with its metadata.
         """
         while True:
             known = self.cache.get(prefix, segment)
@@ -92,24 +99,28 @@ class Namespace:
                 await self._asking[key].wait()
                 fresh = min(fresh, self.cache.clock())
                 if self.cache.get(prefix, segment) is None:
-                    return await self._ask_once(key, known)
+                    return await self._ask_once(key, known, whole)
                 continue
-            return await self._ask_once(key, known)
+            return await self._ask_once(key, known, whole)
 
-    async def _ask_once(self, key: tuple[str, str], known: Entry | Absent | None) -> Entry | None:
+    async def _ask_once(
+        self, key: tuple[str, str], known: Entry | Absent | None, whole: bool
+    ) -> Entry | None:
         mine = self._asking.setdefault(key, trio.Event())
         try:
-            return await self._ask(*key, known)
+            return await self._ask(*key, known, whole)
         finally:
             if self._asking.get(key) is mine:
                 del self._asking[key]
             mine.set()
 
-    async def _ask(self, prefix: str, segment: str, known: Entry | Absent | None) -> Entry | None:
+    async def _ask(
+        self, prefix: str, segment: str, known: Entry | Absent | None, whole: bool
+    ) -> Entry | None:
         began = self.cache.clock()
         listed = isinstance(known, Entry) and self.cache.get(prefix, segment) is known
         if listed and isinstance(known, Entry) and not known.directory:
-            entry = await self.look(prefix + segment, size=known.size)
+            entry = await self.look(prefix + segment, size=known.size if whole else None)
             if entry is None:  # The listing was older than we thought.
                 entry = await self._ask_both(prefix, segment)
         elif listed and isinstance(known, Entry):
@@ -212,7 +223,7 @@ class Namespace:
     def entry(self, info: ObjectInfo) -> Entry:
         """The entry for a file that HEAD or GET has described."""
         bare = self.defaults.file(info.modified_ns)
-        attributes = decode(info.metadata, bare) if self.keep_attributes else bare
+        attributes = decode(info.metadata, bare, info.size) if self.keep_attributes else bare
         now = self.cache.clock()
         kept = self._shared(kept_headers(info))
         return Entry(False, info.size, info.etag, info.modified_ns, attributes, now, False, kept)

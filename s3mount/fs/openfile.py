@@ -439,9 +439,7 @@ class OpenFile:
 
     def _new_upload(self, key: str, headers: Mapping[str, str]) -> Upload:
         copies = self.base is not None
-        return Upload(
-            self._workshop.store, self._workshop.nursery, key, headers, copies=copies
-        )
+        return Upload(self._workshop.store, self._workshop.nursery, key, headers, copies=copies)
 
     async def _drop_upload(self) -> None:
         if self._upload is not None:

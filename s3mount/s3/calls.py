@@ -140,13 +140,13 @@ class Calls:
                 request = incoming.request()
             try:
                 answer = await self._attempt(operation, request, receiver)
-                if answer.status < 300 and not (request.slow and _failed_inside(answer)):
-                    self._budget.succeeded()
-                    return answer
             except Broken as error:
                 await self._after_break(operation, request, error)
-            else:
-                await self._after_refusal(operation, request, answer)
+                continue
+            if _succeeded(request, answer):
+                self._budget.succeeded()
+                return answer
+            await self._after_refusal(operation, request, answer)
 
     # ------------------------------------------------------------ one attempt
 
@@ -159,29 +159,32 @@ class Calls:
             if credentials is None:
                 credentials = await self._credentials.refresh(None)
             operation.credentials = credentials
-        connection = self._pool.take(request.urgent)
+        pool = self._pool  # A redirect may replace it while we are at it.
+        connection = pool.take(request.urgent)
         if connection is not None:
             try:
-                return await self._exchange(connection, operation, request, credentials, receiver)
+                return await self._exchange(
+                    pool, connection, operation, request, credentials, receiver
+                )
             except Broken:
                 # An idle connection that the peer had given up is nobody's failure.
                 if connection.heard or connection.timed_out:
                     raise
         connection = await self._wait_for_connection(
-            operation, request.urgent, fresh=connection is not None
+            pool, operation, request.urgent, fresh=connection is not None
         )
-        return await self._exchange(connection, operation, request, credentials, receiver)
+        return await self._exchange(pool, connection, operation, request, credentials, receiver)
 
     async def _wait_for_connection(
-        self, operation: Operation, urgent: bool, fresh: bool
+        self, pool: Pool, operation: Operation, urgent: bool, fresh: bool
     ) -> Connection:
         """Get a connection; as long as bytes move on others, the wait for a turn has no limit."""
         begun = trio.current_time()
         while True:
             limit = max(operation.deadline, self._pulse.last + self.timeout)
             with trio.CancelScope(deadline=limit):
-                connection = await self._pool.acquire(urgent=urgent, fresh=fresh)
-                self.statistics.connections = self._pool.opened
+                connection = await pool.acquire(urgent=urgent, fresh=fresh)
+                self.statistics.connections += connection.requests == 0
                 operation.deadline += trio.current_time() - begun
                 return connection
             if trio.current_time() >= self._pulse.last + self.timeout:
@@ -189,6 +192,7 @@ class Calls:
 
     async def _exchange(
         self,
+        pool: Pool,
         connection: Connection,
         operation: Operation,
         request: Request,
@@ -197,12 +201,14 @@ class Calls:
     ) -> Answer:
         asks = request.ask_first and self._asks_first and body_size(request.body) >= _ASK_FIRST_SIZE
         head = self._render(request, credentials, asks)
-        left = max(1.0, operation.deadline - trio.current_time())
+        now = trio.current_time()
+        left = max(1.0, operation.deadline - now)
         patience = _SLOW_SECONDS if request.slow else min(FIRST_BYTE_SECONDS, left)
+        # Until the body is sent it is the body that has to move.
+        begin_by = now + (min(STALL_SECONDS, left) if request.body else patience)
         answered = reusable = False
-        with trio.CancelScope() as scope:
+        with trio.CancelScope(deadline=begin_by) as scope:
             watch = Watch(scope, self._pulse, _SLOW_SECONDS if request.slow else STALL_SECONDS)
-            watch.allow(min(STALL_SECONDS, left))
             connection.begin(watch)
             try:
                 answer, reusable = await exchange(
@@ -214,7 +220,6 @@ class Calls:
                     ask_first=asks,
                     receiver=receiver,
                 )
-                self._pulse.last = trio.current_time()
                 answered = True
                 return answer
             finally:
@@ -222,7 +227,11 @@ class Calls:
                     operation.uncertain = True
                 operation.deadline += watch.moving
                 self._count(request.kind, connection)
-                self._pool.release(connection, urgent=request.urgent, reusable=reusable)
+                if answered:
+                    self._pulse.last = trio.current_time()
+                self._pool.release(
+                    connection, self._pulse.last, urgent=request.urgent, reusable=reusable
+                )
         connection.timed_out = True
         raise Broken("the store did not answer in time")
 
@@ -282,7 +291,7 @@ class Calls:
         if code in CREDENTIAL_CODES and self._credentials is not None:
             return operation.repair("credentials") and await self._renew(operation)
         if code in DAMAGE_CODES:
-            return operation.repair("damage")
+            return operation.repair(code)
         if refusal.status == 417 and self._asks_first:
             self._asks_first = False
             return True
@@ -346,8 +355,10 @@ class Calls:
 _AGENT = f"user-agent: s3mount/{__version__}\r\n"
 
 
-def _failed_inside(answer: Answer) -> bool:
-    """Whether a 200 tells of a failure in its body, or has no body to tell of success."""
-    if not answer.body.strip():
-        raise Broken("the answer has no body")
-    return xml.error_of(answer.body) is not None
+def _succeeded(request: Request, answer: Answer) -> bool:
+    """Whether an answer is a success, also by its body where a 200 may tell of a failure."""
+    if answer.status >= 300:
+        return False
+    if not request.slow:
+        return True
+    return bool(answer.body.strip()) and xml.error_of(answer.body) is None

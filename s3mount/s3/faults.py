@@ -23,6 +23,8 @@ from s3mount.errors import (
 from s3mount.s3 import xml
 from s3mount.s3.http import Answer
 
+EMPTY_ANSWER = "EmptyAnswer"  # Our word for a 200 without the body that has to say the result.
+
 ERROR_OF_CODE: Mapping[str, type[StoreError]] = {
     "AccessDenied": Denied,
     "AccountProblem": Denied,
@@ -30,6 +32,7 @@ ERROR_OF_CODE: Mapping[str, type[StoreError]] = {
     "AuthorizationHeaderMalformed": WrongRegion,
     "BadDigest": Corrupt,
     "ConditionalRequestConflict": Changed,
+    EMPTY_ANSWER: Unsupported,
     "EntityTooLarge": TooLarge,
     "EntityTooSmall": InvalidRequest,
     "ExpiredToken": Denied,
@@ -123,7 +126,9 @@ _TRANSIENT_CODES = frozenset(
     }
 )
 # The body was damaged on its way, or is not what its checksum says: worth one more try.
-DAMAGE_CODES = frozenset({"BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch"})
+DAMAGE_CODES = frozenset(
+    {EMPTY_ANSWER, "BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch"}
+)
 CREDENTIAL_CODES = frozenset(
     {
         "ExpiredToken",
@@ -192,6 +197,9 @@ def refusal_of(answer: Answer) -> Refusal:
     body = xml.error_of(answer.body) if answer.body else None
     request_id = headers.get("x-amz-request-id", "")
     region = headers.get("x-amz-bucket-region", "")
+    if body is None and answer.status < 300:
+        message = "the store answers nothing to this call"
+        return Refusal(answer.status, EMPTY_ANSWER, message, request_id, region, True)
     if body is None:
         speaks = "x-amz-request-id" in headers or "x-amz-bucket-region" in headers
         return Refusal(answer.status, "", "", request_id, region, speaks)

@@ -56,18 +56,35 @@ def parse_head(data: bytes, method: str) -> Head:
     status, version = _parse_status(lines[0])
     headers: dict[str, str] = {}
     for line in lines[1:]:
-        name, colon, value = line.partition(":")
-        if not colon or not name or name[0] in " \t" or name[-1] in " \t" or "\0" in line:
-            raise Broken("a header line of the answer is malformed")
-        name = name.lower()
+        raw, colon, value = line.partition(":")
+        name = _NAMES.get(raw) or _header_name(raw, colon)
         value = value.strip(" \t")
         if name in headers:
-            if name in ("content-length", "content-range", "etag") and headers[name] != value:
-                raise Broken(f"the answer contradicts itself about {name}")
-            if name != "content-length":
-                value = f"{headers[name]}, {value}" if headers[name] != value else value
+            value = _merged(name, headers[name], value)
         headers[name] = value
     return _framed(status, version, headers, method)
+
+
+_NAMES: dict[str, str] = {}  # Header names as stores write them, once checked, in lower case.
+_UNIQUE = frozenset({"content-length", "content-range", "etag"})
+
+
+def _header_name(raw: str, colon: str) -> str:
+    if not colon or not raw.isprintable() or not raw.isascii() or not raw or " " in raw:
+        raise Broken("a header line of the answer is malformed")
+    name = raw.lower()
+    if len(_NAMES) < 1000:
+        _NAMES[raw] = name
+    return name
+
+
+def _merged(name: str, old: str, new: str) -> str:
+    """The value of a header that is there twice."""
+    if name not in _UNIQUE:
+        return f"{old}, {new}"
+    if old != new:
+        raise Broken(f"the answer contradicts itself about {name}")
+    return new
 
 
 def _parse_status(line: str) -> tuple[int, str]:
@@ -117,16 +134,20 @@ async def exchange(
 ) -> tuple[Answer, bool]:
     """Send one request and read its answer; tell also whether the connection can be reused.
 
+    Once the body is sent the answer has to begin within *first_byte* seconds.
     *receiver* reads the body of a success (2xx) itself; all other bodies are returned.  With
     *ask_first* the body is only sent when the store wants it (``100-continue``).
     """
     answer = await _ask_first(connection, method, head) if ask_first else None
     complete = True
     if answer is None:
-        started = trio.current_time()
-        complete = await _send(connection, b"" if ask_first else head, body)
-        connection.watch.moving += trio.current_time() - started
-        connection.watch.allow(first_byte)
+        if body:
+            started = trio.current_time()
+            complete = await _send(connection, b"" if ask_first else head, body)
+            connection.watch.moving += trio.current_time() - started
+            connection.watch.allow(first_byte)
+        else:
+            complete = await connection.send(head, ())
         answer = await read_final_head(connection, method)
     else:
         complete = False

@@ -75,7 +75,6 @@ class Pool:
         self._slots = slots
         self._idle: list[Connection] = []
         self._closed = False
-        self.opened = 0
 
     def take(self, urgent: bool) -> Connection | None:
         """Take an idle connection, if both it and a place are there."""
@@ -94,17 +93,15 @@ class Pool:
                 connection = self._take_idle()
                 if connection is not None:
                     return connection
-            connection = await self._dialer.open()
-            self.opened += 1
-            return connection
+            return await self._dialer.open()
         except BaseException:
             self._slots.release(urgent)
             raise
 
-    def release(self, connection: Connection, *, urgent: bool, reusable: bool) -> None:
+    def release(self, connection: Connection, now: float, *, urgent: bool, reusable: bool) -> None:
         """Give a connection back; it is kept only when it is *reusable*."""
         if reusable and not self._closed:
-            connection.idle_since = trio.current_time()
+            connection.idle_since = now
             self._idle.append(connection)
         else:
             connection.close()

@@ -216,10 +216,18 @@ class _Probe:
             )
         )
         upload.copied = isinstance(copied, PartDone)
-        part = copied
-        if isinstance(part, StoreError):
-            part = await _outcome(lambda: client.upload_part(upload.key, upload.name, 1, [b"234"]))
-        upload.parts = [part] if isinstance(part, PartDone) else []
+        upload.parts = [copied] if isinstance(copied, PartDone) else await self._send_part(upload)
+
+    async def _send_part(self, upload: _Upload) -> list[PartDone]:
+        """Send what could not be copied; into another upload, since the first may be spoilt."""
+        client = self._client
+        await _outcome(lambda: client.abort_upload(upload.key, upload.name))
+        name = await _outcome(lambda: client.create_upload(upload.key, headers={}))
+        if isinstance(name, StoreError):
+            return []
+        self._uploads[upload.key] = upload.name = name
+        part = await _outcome(lambda: client.upload_part(upload.key, name, 1, [b"234"]))
+        return [part] if isinstance(part, PartDone) else []
 
     async def _try_complete(self, occupied: _Upload, vacant: _Upload) -> None:
         def complete(upload: _Upload, condition: Precondition) -> Callable[[], Awaitable[Stored]]:
