@@ -83,14 +83,14 @@ def _s3mount_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _s3mount_command(target: Target) -> Command:
-    options = []
+    # As root the state would go to one place for all runs, and not onto the peers' disk.
+    options = [f"state-dir={target.scratch}/state"]
     if target.persistent:
         options.append(f"cache={target.scratch}/cache")
     if target.writeback:
         options.append("writeback")
     command = [*_s3mount_program(), target.bucket, target.mountpoint]
-    command += ["--endpoint-url", target.url, "-f"]
-    command += ["-o", ",".join(options)] if options else []
+    command += ["--endpoint-url", target.url, "-f", "-o", ",".join(options)]
     return command, _s3mount_environment(target.environment)
 
 

@@ -29,8 +29,9 @@ from pyfuse3 import (
 from s3mount.attributes import Attributes
 from s3mount.errors import ERRNO_OF, PosixError, StoreError
 from s3mount.fs.directories import Directories
-from s3mount.fs.filesystem import Changes, FileSystem, Stat
+from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.renaming import Renamer
+from s3mount.fs.status import Changes, Stat
 from s3mount.metrics import Metrics, Operation
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from s3mount.demo.weed import Credentials
+from s3mount.demo.weed import Credentials, use_clean_environment
 from tests.faultproxy import FaultProxy
 from tests.mounts import Bucket, Expectations, Mounter, mounted_below, why_no_mounts
 from tests.servers import REQUIRED_SERVERS, SERVERS, Server, make_server
@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Teardown has to run when somebody ends us: servers and mounts depend on it.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("ended by SIGTERM", 1))
     adopt_orphans()
+    use_clean_environment()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -107,7 +108,7 @@ def descriptors() -> Counter[str]:
 
 
 def children() -> dict[int, str]:
-    """Return the processes whose parent we are, zombies included."""
+    """Return the processes whose parent we are; adopted ones that have ended are reaped."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -116,8 +117,12 @@ def children() -> dict[int, str]:
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue  # It has ended while we looked.
-            if int(status[1]) == os.getpid():
-                found[int(entry.name)] = f"{status[0]} {command[:200]}"
+            if int(status[1]) != os.getpid():
+                continue
+            if status[0] == "Z":
+                os.waitpid(int(entry.name), os.WNOHANG)
+            else:
+                found[int(entry.name)] = command[:200]
     return found
 
 

@@ -207,7 +207,6 @@ class Mounter:
             "XDG_STATE_HOME": str(home / "state"),
             "XDG_CONFIG_HOME": str(home / "config"),
             "XDG_RUNTIME_DIR": str(runtime),
-            "AWS_EC2_METADATA_DISABLED": "true",
             "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]),
             "PYTHONWARNINGS": "default",
         }

@@ -78,6 +78,9 @@ def test_a_plan_tiles_the_file_and_copies_only_clean_old_bytes(size, base, spans
         if p.copied:
             assert p.range.stop <= base
             assert not dirty.overlaps(p.range.start, p.range.stop)
+    grid, sent = PartGrid(part * MIB), {p.range for p in parts if not p.copied}
+    for cell in map(grid.cell, range(size // (part * MIB))):
+        assert cell in sent or not dirty.covers(cell.start, cell.stop)
 
 
 def test_appending_little_to_much_sends_little():

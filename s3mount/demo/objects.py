@@ -18,7 +18,7 @@ class Bucket:
 
     def __init__(self, url: str, name: str, credentials: Credentials) -> None:
         self.name = name
-        self._s3 = boto3.client(
+        self._s3 = boto3.session.Session().client(
             "s3",
             endpoint_url=url,
             region_name=REGION,

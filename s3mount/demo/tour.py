@@ -94,10 +94,11 @@ class Scene:
     def wait_for(self, name: str) -> bool:
         """Wait until the directory has *name*; say whether that happened."""
         deadline = time.monotonic() + APPEAR_TIMEOUT
-        path = self.directory / name
-        while path not in self.directory.iterdir() and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if self.directory / name in self.directory.iterdir():
+                return True
             time.sleep(0.1)
-        return path.exists()
+        return False
 
     def _key(self, name: str) -> str:
         return f"{self.directory.name}/{name}"

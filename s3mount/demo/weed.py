@@ -45,17 +45,29 @@ class Credentials:
         return f"Credentials({self.access_key!r}, ...)"
 
     def environment(self) -> dict[str, str]:
-        """Name the keys as every AWS tool looks for them, and hide any others it might find."""
-        return {
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        """Name the keys as every AWS tool looks for them."""
+        return {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without anything that configures an AWS tool."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    """Return this process's environment without anything that configures an AWS tool.
+
+    Somebody's profile, proxy or endpoint must neither change nor receive what is done here.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return kept | {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def use_clean_environment() -> None:
+    """Make `clean_environment` this process's own, for the libraries in it."""
+    clean = clean_environment()
+    for name in os.environ.keys() - clean.keys():
+        del os.environ[name]
+    os.environ.update(clean)
 
 
 def find_program(name: str) -> str | None:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from s3mount.attributes import may_be_special
 from s3mount.cache.metadata import Absent, Entry
-from s3mount.fs.filesystem import FileSystem, Stat
+from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.inodes import Inode
 from s3mount.fs.listing import Listed, Listing
+from s3mount.fs.status import Stat
 
 
 class Row(NamedTuple):

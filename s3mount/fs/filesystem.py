@@ -25,41 +25,21 @@ from s3mount.fs.markers import ATTRIBUTE_DELAY, Markers
 from s3mount.fs.names import check_key, is_long, split_file, to_segment
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.openfile import OpenFile
+from s3mount.fs.status import Changes, Stat, changed, other_kind
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ABSENT, Buffer, ObjectStore
 
 RECENT = 1.0  # Seconds: an open so soon after its lookup needs no second look.
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """What stat(2) shows; `certain` is False while only a listing has spoken."""
-
-    inode: Inode
-    attributes: Attributes
-    size: int
-    certain: bool = True
-    age: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What setattr changes; None: stays.  Times in nanoseconds."""
-
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    size: int | None = None
-    mtime_ns: int | None = None
-
-
 @dataclass(slots=True)
 class Handle:
-    """One open file: who reads ahead for it, and whether it may write."""
+    """One open file: who reads ahead for it, and what it may do."""
 
     file: OpenFile
     reader: ReadAhead
     writable: bool
+    readable: bool
 
 
 class FileSystem:
@@ -124,7 +104,7 @@ class FileSystem:
             file = self.files.get(inode)
             if file is not None and file.dirty:
                 return inode
-            if inode.shown not in ("", entry.etag) or _other_kind(inode, entry):
+            if inode.shown not in ("", entry.etag) or other_kind(inode, entry):
                 self.detach(inode)
         inode = self.inodes.obtain(parent, name, segment, directory=entry.directory)
         if not entry.directory:
@@ -155,8 +135,8 @@ class FileSystem:
         entry = await self.namespace.find(inode.parent.prefix, inode.segment)
         if entry is None or entry.directory != inode.directory:
             raise PosixError(errno.ESTALE)
-        changed = inode.shown not in ("", entry.etag) or _other_kind(inode, entry)
-        if not entry.directory and changed:
+        other = inode.shown not in ("", entry.etag) or other_kind(inode, entry)
+        if not entry.directory and other:
             self.detach(inode)
             raise PosixError(errno.ESTALE)
         return self.stat_entry(inode, entry)
@@ -198,13 +178,13 @@ class FileSystem:
             self.settle(file)
 
     def _apply(self, file: OpenFile, changes: Changes) -> None:
-        attributes = _changed(file.attributes, changes)
+        attributes = changed(file.attributes, changes)
         if attributes != file.attributes and self.namespace.keep_attributes:
             file.set_attributes(attributes)
 
     async def _set_directory(self, inode: Inode, changes: Changes) -> Stat:
         current = await self.getattr(inode.number)
-        attributes = _changed(current.attributes, changes)
+        attributes = changed(current.attributes, changes)
         if not self.namespace.keep_attributes:
             return current
         self.markers.set(inode, attributes)
@@ -252,8 +232,10 @@ class FileSystem:
     def _new_handle(self, file: OpenFile, flags: int) -> int:
         self._last_handle += 1
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        self._handles[self._last_handle] = Handle(file, file.reader(), writable)
+        readable = flags & os.O_ACCMODE != os.O_WRONLY
+        self._handles[self._last_handle] = Handle(file, file.reader(), writable, readable)
         file.handles += 1
+        file.readers += readable
         return self._last_handle
 
     async def create(
@@ -286,7 +268,7 @@ class FileSystem:
             raise
 
     def _discard(self, file: OpenFile, handle: int) -> None:
-        del self._handles[handle]
+        file.readers -= self._handles.pop(handle).readable
         file.handles -= 1
         file.detach()
         self.detach(file.inode)
@@ -332,7 +314,8 @@ class FileSystem:
 
     async def release(self, handle_number: int) -> None:
         """The last reference to a handle is gone."""
-        file = self._handles.pop(handle_number).file
+        handle = self._handles.pop(handle_number)
+        file = handle.file
         try:
             if file.handles == 1 and file.changed and not file.unlinked and file.error is None:
                 await self.save(file)  # Pages of a mapping may come after the last close.
@@ -340,6 +323,7 @@ class FileSystem:
             self._workshop.report(file.inode.key, error)
         finally:
             file.handles -= 1
+            file.readers -= handle.readable
             self.settle(file)
 
     async def save(self, file: OpenFile) -> None:
@@ -493,25 +477,3 @@ class FileSystem:
             attributes = replace(entry.attributes, mtime_ns=now, ctime_ns=now)
             entry = entry._replace(attributes=attributes)
             self.cache.put(directory.parent.prefix, directory.segment, entry)
-
-
-def _other_kind(inode: Inode, entry: Entry) -> bool:
-    """Whether an entry is of another type than the kernel was told; it takes that for damage."""
-    if entry.attributes is None or inode.kind == 0:
-        return False
-    return stat.S_IFMT(entry.attributes.mode) != inode.kind
-
-
-def _changed(attributes: Attributes, changes: Changes) -> Attributes:
-    """*attributes* after a setattr; any change moves ctime."""
-    mode = attributes.mode
-    if changes.mode is not None:
-        mode = stat.S_IFMT(mode) | stat.S_IMODE(changes.mode)
-    return replace(
-        attributes,
-        mode=mode,
-        uid=attributes.uid if changes.uid is None else changes.uid,
-        gid=attributes.gid if changes.gid is None else changes.gid,
-        mtime_ns=attributes.mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
-        ctime_ns=time.time_ns(),
-    )

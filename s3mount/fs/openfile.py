@@ -1,34 +1,26 @@
-"""The bytes of one file that is open or not saved yet: old object below, staged bytes above."""
+"""One file that is open or not saved yet: what becomes of its bytes and attributes."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import trio
-
-from s3mount.attributes import Attributes, encode
-from s3mount.cache.blocks import BLOCK_SIZE, ObjectVersion
-from s3mount.cache.readahead import ReadAhead
-from s3mount.content import content_type
-from s3mount.errors import Changed, NotFound, PosixError, StoreError
-from s3mount.fs.inodes import Inode
-from s3mount.fs.workshop import Workshop
+from s3mount.attributes import Attributes
+from s3mount.cache.blocks import ObjectVersion
+from s3mount.errors import PosixError, StoreError
+from s3mount.fs.filebytes import FileBytes
 from s3mount.s3.store import (
     ALWAYS,
     MAX_COPY_SIZE,
     Body,
-    Buffer,
     Precondition,
     Stored,
 )
 from s3mount.write.extents import ByteRange, Extents, Part, plan_parts
-from s3mount.write.staging import RunningChecksums, StagedFile
-from s3mount.write.upload import CopySource, Upload
+from s3mount.write.staging import StagedFile
+from s3mount.write.upload import CopySource
 
 log = logging.getLogger(__name__)
 
@@ -36,237 +28,10 @@ STREAM_AFTER = 2  # Whole cells: a smaller file is one PUT.
 MAX_WAITING_PARTS = 12  # More would only fill the staging disk; the writer waits instead.
 
 
-class OpenFile:
-    """One file that is open or unsaved; all its handles, and everything unsaved, share it.
-
-    `base` is the object version that unstaged bytes come from, None when there are none.
-    `stored_key` is where the store has an object of this file, empty when it has none.
-    `attributes` and `size` are what stat(2) shows.  `kept` are the headers of the old object
-    that a new version takes over, None when they are not known.  State changes happen between
-    checkpoints; `save` holds `lock`, and whoever changes bytes waits for it.
-    """
-
-    def __init__(
-        self,
-        workshop: Workshop,
-        inode: Inode,
-        attributes: Attributes,
-        base: ObjectVersion | None,
-        kept: Mapping[str, str] | None,
-    ) -> None:
-        self.inode = inode
-        self.attributes = attributes
-        self.base = base
-        self.stored_key = base.key if base is not None else ""
-        self.size = base.size if base is not None else 0
-        self.kept = kept
-        self.handles = 0
-        self.lock = trio.Lock()
-        self.condition: Precondition = ALWAYS
-        self.unsaved_attributes = False
-        self.error: StoreError | None = None
-        self.unlinked = False
-        self.changed_at = 0.0
-        self._workshop = workshop
-        self._staged: StagedFile | None = None
-        self._upload: Upload | None = None
-        self._running = RunningChecksums(workshop.checksum)
-        self._generation = 0
-        self._detached = False
-
-    # -- what is known ---------------------------------------------------------------------
-
-    @property
-    def dirty(self) -> bool:
-        """Whether there is anything that the store has not."""
-        return not self.unlinked and (self.changed or self.unsaved_attributes)
-
-    @property
-    def changed(self) -> bool:
-        """Whether bytes (or the mere existence) are not in the store."""
-        if self._detached:
-            return False
-        return self._staged is not None or self.base is None
-
-    @property
-    def unsaved_bytes(self) -> int:
-        """How many bytes have to be sent, about."""
-        return self._staged.extents.total if self._staged is not None else 0
-
-    def reader(self) -> ReadAhead:
-        """A new read-ahead for one handle."""
-        return ReadAhead(self._workshop.blocks, self._workshop.max_window)
-
-    # -- reading ---------------------------------------------------------------------------
-
-    async def read(self, reader: ReadAhead, start: int, size: int) -> Buffer:
-        """Return up to *size* bytes from *start* on, fewer only at the end of the file."""
-        stop = min(start + size, self.size)
-        if start >= stop:
-            return b""
-        if self._staged is None:
-            return await self._read_base(reader, start, stop)
-        return await self._read_mixed(reader, start, stop)
-
-    async def _read_base(self, reader: ReadAhead, start: int, stop: int) -> memoryview:
-        if self.base is None:
-            return memoryview(bytes(stop - start))
-        try:
-            return await reader.read(self.base, start, stop)
-        except (Changed, NotFound) as error:
-            log.info("%s changed in the store while it was open", self.base.key)
-            raise PosixError(errno.ESTALE) from error
-
-    async def _read_mixed(self, reader: ReadAhead, start: int, stop: int) -> bytes:
-        while True:
-            staged, generation = self._staged, self._generation
-            if staged is None:
-                return bytes(await self._read_base(reader, start, stop))
-            result = bytearray(stop - start)
-            for low, high, inside in staged.extents.pieces(start, stop):
-                if inside:
-                    result[low - start : high - start] = staged.read(low, high)
-                elif low < staged.base_limit:
-                    await self._copy_base(reader, result, start, low, min(high, staged.base_limit))
-                if self._generation != generation:
-                    break  # Somebody wrote while we waited: take a new look.
-            else:
-                return bytes(result)
-
-    async def _copy_base(
-        self, reader: ReadAhead, result: bytearray, start: int, low: int, high: int
-    ) -> None:
-        while low < high:
-            end = min(low + BLOCK_SIZE, high)
-            result[low - start : end - start] = await self._read_base(reader, low, end)
-            low = end
-
-    # -- changing --------------------------------------------------------------------------
-
-    async def write(self, offset: int, data: Buffer) -> None:
-        """Write *data* at *offset*."""
-        if self.lock.locked():
-            await self._saved()
-        if offset + len(data) > self._workshop.grid.max_size:
-            raise PosixError(errno.EFBIG)
-        staged = self._stage()
-        self._put(staged, offset, data)
-        end = offset + len(data)
-        self.size = max(self.size, end)
-        self.touch_times()
-        self._advance(staged, offset, end)
-        if self._upload is not None and self._upload.waiting >= MAX_WAITING_PARTS:
-            await self._upload.wait_below(MAX_WAITING_PARTS)
-
-    async def truncate(self, size: int) -> None:
-        """Make the file *size* bytes long; new bytes are zero."""
-        if self.lock.locked():
-            await self._saved()
-        if size > self._workshop.grid.max_size:
-            raise PosixError(errno.EFBIG)
-        if size == 0 and not self._detached:
-            self._forget_base()
-        staged = self._stage()
-        low, high = min(size, self.size), max(size, self.size)
-        staged.truncate(size)
-        self._spoil(low, high)
-        self.size = size
-        self._generation += 1
-        self.touch_times()
-
-    def _forget_base(self) -> None:
-        """What is rewritten from empty replaces whatever is there: last close wins."""
-        if self._staged is not None:
-            self._staged.close()
-            self._staged = None
-        if self.base is not None:
-            self.base = None
-            self.condition = ALWAYS
-        self._running.clear()
-
-    def set_attributes(self, attributes: Attributes) -> None:
-        """Change what stat(2) shows; `save` writes it down."""
-        self.attributes = attributes
-        self.unsaved_attributes = True
-        self.changed_at = trio.current_time()
-
-    def touch_times(self) -> None:
-        """A change of the content moves mtime and ctime."""
-        now = time.time_ns()
-        self.attributes = replace(self.attributes, mtime_ns=now, ctime_ns=now)
-        self.changed_at = trio.current_time()
-
-    def _stage(self) -> StagedFile:
-        if self._staged is None:
-            limit = self.base.size if self.base is not None else 0
-            self._staged = StagedFile(self._workshop.staging, self._workshop.budget, limit)
-            if self.base is not None and self.condition is ALWAYS:
-                # What is changed in part must not undo what somebody else did meanwhile.
-                self.condition = Precondition(etag=self.base.etag)
-        return self._staged
-
-    def _put(self, staged: StagedFile, offset: int, data: Buffer) -> None:
-        try:
-            staged.write(offset, data)
-        except OSError as error:
-            log.error("%s: staging failed: %s", self.inode.name, error)
-            raise PosixError(error.errno or errno.EIO) from error
-        self._generation += 1
-        end = offset + len(data)
-        if self._upload is not None:
-            self._upload.touch(offset, end)
-        self._checksum(offset, data)
-
-    def _checksum(self, offset: int, data: Buffer) -> None:
-        grid, view, done = self._workshop.grid, memoryview(data), 0
-        while done < len(view):
-            index = grid.index(offset + done)
-            cell = grid.cell(index)
-            count = min(cell.stop - offset - done, len(view) - done)
-            self._running.add(index, cell.start, offset + done, view[done : done + count])
-            done += count
-
-    def _spoil(self, start: int, stop: int) -> None:
-        if self._upload is not None:
-            self._upload.touch(start, max(stop, start + 1))
-        grid = self._workshop.grid
-        for index in range(grid.index(start), grid.index(max(stop - 1, start)) + 1):
-            self._running.spoil(index)
-
-    def _advance(self, staged: StagedFile, start: int, end: int) -> None:
-        """Let cells that were just completed leave."""
-        grid = self._workshop.grid
-        last = grid.index(end)
-        first = grid.index(start)
-        if last == first or last < STREAM_AFTER or self._detached or self.inode.gone:
-            return
-        if self._upload is None:
-            if not staged.extents.covers(
-                grid.cell(last - STREAM_AFTER).start, grid.cell(last - 1).stop
-            ):
-                return
-            first = last - STREAM_AFTER
-            self._upload = self._new_upload(self.inode.key, self.headers())
-        for index in range(first, last):
-            cell = grid.cell(index)
-            if not self._upload.has(cell) and staged.extents.covers(cell.start, cell.stop):
-                crc = self._running.of(index, cell.stop)
-                self._upload.send_early(index + 1, cell, staged.slice(cell.start, cell.stop), crc)
+class OpenFile(FileBytes):
+    """One file that is open or unsaved; all its handles, and everything unsaved, share it."""
 
     # -- saving ----------------------------------------------------------------------------
-
-    def headers(self) -> dict[str, str]:
-        """What a new version of the object says about itself."""
-        headers = dict(self.kept or {})
-        headers.setdefault("content-type", content_type(self.inode.segment))
-        headers.update(self._workshop.extra_headers)
-        if self._workshop.keep_attributes:
-            headers.update(encode(self.attributes))
-        return headers
-
-    async def _saved(self) -> None:
-        async with self.lock:
-            pass
 
     async def save(self) -> Stored | None:
         """Make the store have everything; None when there was nothing to do.
@@ -298,6 +63,8 @@ class OpenFile:
     async def _save_bytes(self) -> Stored:
         key, headers, attributes = self.inode.key, self.headers(), self.attributes
         if self._upload is not None and self._upload.key != key:
+            if self._is_dropped(0, 1 << 62):
+                return await self._save_elsewhere(self._upload.key, key)
             await self._drop_upload()
         size = self.size
         if self._upload is None and size < STREAM_AFTER * self._workshop.grid.base_size:
@@ -308,10 +75,17 @@ class OpenFile:
         self._adopt(key, stored, size, attributes)
         return stored
 
+    async def _save_elsewhere(self, began: str, key: str) -> Stored:
+        """Complete what began under another name, because its bytes are not here any more."""
+        size, attributes = self.size, self.attributes
+        stored = await self._put_parts(began, self.headers(), size)
+        self._adopt(began, stored, size, attributes)
+        return await self._save_attributes()
+
     def _adopt(self, key: str, stored: Stored, size: int, attributes: Attributes) -> None:
         declared = self._upload.headers if self._upload is not None else None
         self.base = ObjectVersion(key, stored.etag, size)
-        self.stored_key = key
+        self._stored_at(key)
         self.condition = ALWAYS
         self._upload = None
         self._running.clear()
@@ -322,6 +96,11 @@ class OpenFile:
         self.unsaved_attributes = self.attributes != attributes or (
             declared is not None and self._differs(declared)
         )
+
+    def _stored_at(self, key: str) -> None:
+        if self.stored_key not in ("", key):
+            self.obsolete.add(self.stored_key)
+        self.stored_key = key
 
     def _differs(self, declared: Mapping[str, str]) -> bool:
         """Whether attributes were changed after an upload had been told them.
@@ -344,7 +123,7 @@ class OpenFile:
         if size:
             staged = self._stage()
             await self._fill(staged, 0, size)
-            body = staged.slice(0, size)
+            body = staged.body(0, size)
             crc = self._running.of(0, size)
         return await self._workshop.store.put(
             key, body, headers=headers, condition=self.condition, crc=crc
@@ -360,7 +139,8 @@ class OpenFile:
                 self._plan(staged, size), self._part_body, source, self.condition
             )
         except StoreError:
-            await self._drop_upload()
+            if not staged.dropped:
+                await self._drop_upload()
             raise
 
     def _plan(self, staged: StagedFile, size: int) -> Sequence[Part]:
@@ -376,36 +156,7 @@ class OpenFile:
         index = self._workshop.grid.index(part.start)
         aligned = self._workshop.grid.cell(index).start == part.start
         crc = self._running.of(index, part.stop) if aligned else None
-        return staged.slice(part.start, part.stop), crc
-
-    async def _fill(self, staged: StagedFile, start: int, stop: int) -> None:
-        """Stage the bytes between the changed ones, so that the range can be sent whole."""
-        reader = self.reader()
-        for low, high, inside in list(staged.extents.pieces(start, stop)):
-            position = low
-            while not inside and position < high:
-                end = min(position + BLOCK_SIZE, high)
-                if position >= staged.base_limit:
-                    self._put_fill(staged, high, b"", hole=position)
-                    break
-                end = min(end, staged.base_limit)
-                self._put_fill(staged, position, await self._read_base(reader, position, end))
-                position = end
-
-    def _put_fill(
-        self, staged: StagedFile, offset: int, data: Buffer, *, hole: int | None = None
-    ) -> None:
-        try:
-            if hole is not None:
-                staged.add_hole(hole, offset)
-            else:
-                staged.write(offset, data)
-        except OSError as error:
-            raise PosixError(error.errno or errno.EIO) from error
-        first = offset if hole is None else hole
-        grid = self._workshop.grid
-        for index in range(grid.index(first), grid.index(max(offset - 1, first)) + 1):
-            self._running.spoil(index)
+        return staged.body(part.start, part.stop), crc
 
     async def _save_attributes(self) -> Stored:
         assert self.base is not None
@@ -420,7 +171,7 @@ class OpenFile:
                 source.key, key, headers=headers, source_etag=source.etag
             )
         self.base = ObjectVersion(key, stored.etag, source.size)
-        self.stored_key = key
+        self._stored_at(key)
         self.unsaved_attributes = self.attributes != attributes
         return stored
 
@@ -437,22 +188,14 @@ class OpenFile:
             await upload.abort()
             raise
 
-    def _new_upload(self, key: str, headers: Mapping[str, str]) -> Upload:
-        copies = self.base is not None
-        return Upload(self._workshop.store, self._workshop.nursery, key, headers, copies=copies)
-
-    async def _drop_upload(self) -> None:
-        if self._upload is not None:
-            upload, self._upload = self._upload, None
-            with trio.CancelScope(shield=True):
-                await upload.abort()
-
     # -- other fates -----------------------------------------------------------------------
 
     async def keep_content(self) -> None:
         """Stage all bytes: the object is about to go, but open handles still need them."""
+        if self.readers and self._is_dropped(0, 1 << 62):
+            await self._bring_home()
         async with self.lock:
-            if self.base is None or self.handles == 0:
+            if self.base is None or self.readers == 0:
                 return
             staged = self._stage()
             try:
@@ -486,6 +229,7 @@ class OpenFile:
                 "headers": self.headers(),
                 "reason": str(self.error),
                 "time": time.time(),
+                "upload": self._upload.record() if self._upload is not None else None,
             }
         )
 

@@ -78,7 +78,6 @@ class Renamer:
         file = await self._fs.file_of(source)
         file.handles += 1
         old = (source.parent, source.name, source.segment)
-        old_key = file.stored_key
         assert old[0] is not None
         try:
             # No checkpoint between these: both names change for everybody at once.
@@ -94,8 +93,9 @@ class Renamer:
                 self._fs.settle(replaced)
             self._fs.saved(file)
             self._fs.cache.put(old[0].prefix, old[2], Absent(self._fs.cache.clock()))
-            if old_key and old_key != file.stored_key:
-                await self._store.delete(old_key)
+            while file.obsolete:
+                await self._store.delete(next(iter(file.obsolete)))
+                file.obsolete.pop()
         finally:
             file.handles -= 1
             self._fs.settle(file)

@@ -3,6 +3,7 @@
 This is the one retry loop.  What a call means is the client's business.
 """
 
+import logging
 import time
 from collections.abc import Mapping
 from copy import copy
@@ -25,6 +26,8 @@ from s3mount.s3.pool import Pool, Slots
 from s3mount.s3.retry import Operation, RetryBudget, retry_after_seconds
 from s3mount.s3.sigv4 import EMPTY_SHA256, Signer
 from s3mount.s3.store import Body
+
+log = logging.getLogger(__name__)
 
 _SLOW_SECONDS = 120.0
 _ASK_FIRST_SIZE = 1 << 20
@@ -265,6 +268,7 @@ class Calls:
         final = isinstance(error, Untrusted)
         if final or not await operation.back_off(self._budget, 0.0):
             raise Unavailable(f"{request.what}: {error}") from error
+        log.debug("%s: %s; trying again", request.what, error)
         self.statistics.retries += 1
 
     async def _after_refusal(self, operation: Operation, request: Request, answer: Answer) -> None:
@@ -281,6 +285,7 @@ class Calls:
             wait = retry_after_seconds(answer.headers.get("retry-after"), time.time())
             if not refusal.transient or not await operation.back_off(self._budget, wait):
                 raise refusal.error(request.what)
+        log.debug("%s; trying again", refusal.error(request.what))
         self.statistics.retries += 1
 
     async def _repair(self, operation: Operation, refusal: Refusal, answer: Answer) -> bool:
@@ -326,9 +331,11 @@ class Calls:
         except ValueError:
             return False
         offset = theirs - time.time()
-        changed = abs(offset - self._signer.clock_offset) > _SKEW_SECONDS
+        if abs(offset - self._signer.clock_offset) < _SKEW_SECONDS:
+            return False
+        log.warning("the clock of this machine is %.0f s off the clock of the store", -offset)
         self._signer.clock_offset = offset
-        return changed
+        return True
 
     async def _renew(self, operation: Operation) -> bool:
         assert self._credentials is not None

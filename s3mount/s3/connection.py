@@ -139,7 +139,14 @@ class Connection:
         if self.secure:
             return await self._send_secure(head, body)
         if not body:
-            return await self._send_all([memoryview(head)])
+            try:
+                count = self._socket.send(head)
+            except BlockingIOError:
+                count = 0
+            except OSError as error:
+                return self._refused(error)
+            self.sent += count
+            return count == len(head) or await self._send_all([memoryview(head)[count:]])
         return await self._send_all([memoryview(head), *(_octets(part) for part in body)])
 
     async def _send_all(self, pending: list[memoryview]) -> bool:

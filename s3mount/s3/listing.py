@@ -3,7 +3,7 @@
 from s3mount.errors import InvalidRequest, Unavailable
 from s3mount.s3 import xml
 from s3mount.s3.sigv4 import canonical_query
-from s3mount.s3.store import ListedObject, ListPage
+from s3mount.s3.store import ListPage
 
 
 class Token:
@@ -44,12 +44,8 @@ def query_of(prefix: str, token: Token | None, *, version: int, flat: bool, limi
     return canonical_query(parameters)
 
 
-def page_of(found: xml.Listing, prefix: str, root: str, token: Token | None) -> ListPage:
-    """Turn an answer into a page with keys relative to *root*; refuse one that leads nowhere."""
-    if not all(item.key.startswith(prefix) for item in found.objects) or not all(
-        name.startswith(prefix) for name in found.prefixes
-    ):
-        raise Unavailable(f"list {prefix}: the store lists what was not asked for")
+def page_of(found: xml.Listing, prefix: str, token: Token | None) -> ListPage:
+    """Turn an answer about *prefix* into a page; refuse one that leads nowhere."""
     first = found.objects[0].key if found.objects else "".join(found.prefixes[:1])
     following = None
     if found.truncated:
@@ -61,8 +57,4 @@ def page_of(found: xml.Listing, prefix: str, root: str, token: Token | None) -> 
         if repeated:
             raise Unavailable(f"list {prefix}: the store repeats itself")
         following = str(Token(found.version, found.next_token, first))
-    if not root:
-        return ListPage(found.objects, found.prefixes, following)
-    cut = len(root)
-    objects = [ListedObject(item.key[cut:], *item[1:]) for item in found.objects]
-    return ListPage(objects, [name[cut:] for name in found.prefixes], following)
+    return ListPage(found.objects, found.prefixes, following)

@@ -7,6 +7,7 @@ import trio
 from s3mount.s3.connection import Connection
 from s3mount.s3.dial import Dialer
 
+_TRUSTED_SECONDS = 0.05
 _MAX_IDLE_SECONDS = 60.0  # Middle boxes forget silent connections, some after 100 s.
 
 
@@ -108,18 +109,17 @@ class Pool:
         self._slots.release(urgent)
 
     def _take_idle(self) -> Connection | None:
-        oldest = trio.current_time() - _MAX_IDLE_SECONDS
+        now = trio.current_time()
         while self._idle:
             connection = self._idle.pop()
-            if connection.idle_since >= oldest and connection.clean:
-                self._drop_older_than(oldest)
+            idle = now - connection.idle_since
+            # A peer hardly hangs up at once, and when it does the request goes to a fresh one.
+            if idle < _TRUSTED_SECONDS or (idle < _MAX_IDLE_SECONDS and connection.clean):
+                if self._idle and self._idle[0].idle_since < now - _MAX_IDLE_SECONDS:
+                    self._idle.pop(0).close()
                 return connection
             connection.close()
         return None
-
-    def _drop_older_than(self, oldest: float) -> None:
-        while self._idle and self._idle[0].idle_since < oldest:
-            self._idle.pop(0).close()
 
     def close_idle(self) -> None:
         """Close the connections that nobody uses."""

@@ -1,5 +1,6 @@
 """What can be asked of a bucket: HEAD, ranges, listings, and whether it is there at all."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -25,6 +26,8 @@ from s3mount.s3.objects import demand_s3, object_info, read_answer
 from s3mount.s3.retry import Operation
 from s3mount.s3.sigv4 import escape_key
 from s3mount.s3.store import ALWAYS, Capabilities, ListPage, ObjectInfo, Precondition
+
+log = logging.getLogger(__name__)
 
 
 class BucketReader:
@@ -148,6 +151,7 @@ class BucketReader:
         download = Download(request, start, into, etag, progress, size)
         await self._calls.call(request, incoming=download)
         if download.damaged():
+            log.warning("%s does not match its checksum, fetching it again", request.what)
             download.restart()
             await self._calls.call(request, incoming=download)
             if download.damaged():
@@ -167,7 +171,7 @@ class BucketReader:
                 raise
             found = await self._listing(prefix, None, 1, flat, limit)
             self.adopt(replace(self._capabilities, list_v2=False))
-        return listing.page_of(found, self.prefix + prefix, self.prefix, where)
+        return listing.page_of(found, prefix, where)
 
     async def _listing(
         self,
@@ -183,7 +187,7 @@ class BucketReader:
         kind = "ListObjectsV2" if version == 2 else "ListObjects"
         request = Request(kind, "GET", full, self._bucket_path(), query)
         answer = await self._calls.call(request, operation)
-        return read_answer(request, xml.listing, answer)
+        return read_answer(request, lambda body: xml.listing(body, full, self.prefix), answer)
 
     async def check_bucket(self) -> bool:
         """See, within 10 s, that the bucket is there and may be used; tell whether to list it.

@@ -42,6 +42,14 @@ def _canonical_value(value: str) -> str:
     return " ".join(value.split()) if "  " in value or value != value.strip() else value
 
 
+def _signed_fields(headers: dict[str, str]) -> tuple[str, str]:
+    """The names of the headers that are signed, and their canonical lines."""
+    names = sorted([name for name in headers if name[:6] == "x-amz-" or name in _SIGNED_BESIDE_AMZ])
+    return ";".join(names), "".join(
+        [f"{name}:{_canonical_value(headers[name])}\n" for name in names]
+    )
+
+
 class Signer:
     """Signs requests for one region, and keeps the signing key of the day.
 
@@ -75,15 +83,19 @@ class Signer:
             self._second = second
             self._stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(second))
         stamp = self._stamp
+        bare = len(headers) == 1
         headers["x-amz-content-sha256"] = payload_hash
         headers["x-amz-date"] = stamp
         if credentials.token:
             headers["x-amz-security-token"] = credentials.token
-        names = sorted(
-            [name for name in headers if name[:6] == "x-amz-" or name in _SIGNED_BESIDE_AMZ]
-        )
-        fields = "".join([f"{name}:{_canonical_value(headers[name])}\n" for name in names])
-        signed = ";".join(names)
+            bare = False
+        if bare:  # Most requests that only read.
+            signed = "host;x-amz-content-sha256;x-amz-date"
+            fields = (
+                f"host:{headers['host']}\nx-amz-content-sha256:{payload_hash}\nx-amz-date:{stamp}\n"
+            )
+        else:
+            signed, fields = _signed_fields(headers)
         canonical = f"{method}\n{path}\n{query}\n{fields}\n{signed}\n{payload_hash}"
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         key = self._signing_key(credentials, stamp[:8])

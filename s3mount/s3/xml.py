@@ -33,7 +33,7 @@ class ErrorBody(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """One page of a listing as the store sent it, keys in full.
+    """One page of a listing as the store sent it, with keys relative to the mounted prefix.
 
     `version` is 1 or 2: which of the two calls the store answered.
     """
@@ -99,6 +99,7 @@ def error_of(body: bytes) -> ErrorBody | None:
 
 
 _DAYS: dict[str, int] = {}
+_MOMENTS: dict[str, int] = {}  # Objects that were written together share their seconds.
 
 
 def modified_ns(text: str) -> int:
@@ -106,6 +107,17 @@ def modified_ns(text: str) -> int:
 
     Fractions are dropped: HEAD says whole seconds, and both must say the same.
     """
+    moment = text[:19]
+    known = _MOMENTS.get(moment)
+    if known is None:
+        known = _nanoseconds(moment)
+        if len(_MOMENTS) > 10_000:
+            _MOMENTS.clear()
+        _MOMENTS[moment] = known
+    return known
+
+
+def _nanoseconds(text: str) -> int:
     try:
         midnight = _DAYS.get(text[:10])
         if midnight is None:
@@ -125,42 +137,58 @@ def _midnight(day: str) -> int:
     return seconds
 
 
-def listing(body: bytes) -> Listing:
-    """Read the answer of ListObjectsV2 or ListObjects."""
-    root, namespace = _parse_as(body, "ListBucketResult")
-    fields = {child.tag[len(namespace) :]: child.text or "" for child in root}
+def listing(body: bytes, prefix: str, root: str) -> Listing:
+    """Read the answer of ListObjectsV2 or ListObjects about *prefix*, which begins with *root*.
+
+    Keys lose *root*; one that is not under *prefix* makes the answer `Malformed`.
+    """
+    tree, namespace = _parse_as(body, "ListBucketResult")
+    fields = {child.tag[len(namespace) :]: child.text or "" for child in tree}
     escaped = fields.get("EncodingType", "").lower() == "url"
-    objects = _listed_objects(root.findall(f"{namespace}Contents"), namespace, escaped)
-    found = root.findall(f"{namespace}CommonPrefixes/{namespace}Prefix")
+    cut = len(root)
+    items = tree.findall(f"{namespace}Contents")
+    objects = _listed_objects(items, namespace, escaped, prefix, cut)
+    if min([item.size for item in objects], default=0) < 0:
+        raise Malformed("an object has a negative size")
+    found = tree.findall(f"{namespace}CommonPrefixes/{namespace}Prefix")
     prefixes = [_name(item.text or "", escaped) for item in found]
+    if not all(name.startswith(prefix) for name in prefixes):
+        raise Malformed("it lists what was not asked for")
     truncated = fields.get("IsTruncated", "").strip().lower() == "true"
+    relative = [name[cut:] for name in prefixes]
     if "NextContinuationToken" in fields or "KeyCount" in fields:
-        return Listing(objects, prefixes, truncated, fields.get("NextContinuationToken", ""), 2)
+        following = fields.get("NextContinuationToken", "")
+        return Listing(objects, relative, truncated, following, 2)
     marker = _name(fields.get("NextMarker", ""), escaped)
     if truncated and not marker:
         # Without a delimiter the store need not name the next marker: it is the last name.
-        marker = max([*(item.key for item in objects[-1:]), *prefixes[-1:]], default="")
-    return Listing(objects, prefixes, truncated, marker, 1)
+        names = [*(root + item.key for item in objects[-1:]), *prefixes[-1:]]
+        marker = max(names, default="")
+    return Listing(objects, relative, truncated, marker, 1)
 
 
 def _listed_objects(
-    items: Iterable[ET.Element], namespace: str, escaped: bool
+    items: Iterable[ET.Element], namespace: str, escaped: bool, prefix: str, cut: int
 ) -> list[ListedObject]:
     key_tag, size_tag, etag_tag, modified_tag, class_tag = (
         namespace + name for name in ("Key", "Size", "ETag", "LastModified", "StorageClass")
     )
     objects = []
+    width = len(prefix)
     try:
         for item in items:
             fields = {child.tag: child.text for child in item}
             key = fields[key_tag] or ""
             if escaped and ("%" in key or "+" in key):
                 key = unquote_plus(key)
+            if key[:width] != prefix:
+                raise Malformed("it lists what was not asked for")
+            etag = fields.get(etag_tag) or ""
             objects.append(
                 ListedObject(
-                    key,
-                    max(0, int(fields.get(size_tag) or 0)),
-                    quoted(fields.get(etag_tag) or ""),
+                    key[cut:],
+                    int(fields[size_tag] or 0),
+                    etag if etag[-1:] == '"' else quoted(etag),
                     modified_ns(fields.get(modified_tag) or ""),
                     fields.get(class_tag) or "STANDARD",
                 )

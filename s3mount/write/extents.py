@@ -167,16 +167,16 @@ def plan_parts(size: int, base_size: int, dirty: Extents, grid: PartGrid) -> lis
     """Cut a changed file of *size* bytes into parts that send little more than what changed.
 
     Bytes below *base_size* that are not *dirty* equal those of the old object and are copied
-    on the server.  Parts tile the file; all but the last have at least 5 MiB.  Sent parts
-    follow *grid* where a dirty stretch is long enough, so that cells which left while the
-    program was still writing are used as they are.
+    on the server.  Parts tile the file; all but the last have at least 5 MiB.  A cell of *grid*
+    that is wholly dirty is always a part of its own, so that what left while the program was
+    still writing is used as it is.
     """
     changed = [(extent.start, min(extent.stop, size)) for extent in dirty if extent.start < size]
     if size > base_size:
         changed.append((base_size, size))
     changed.sort()
     gap = MIN_PART_SIZE
-    while len(parts := _tile(size, _join(changed, size, gap), grid)) > MAX_PARTS:
+    while len(parts := _tile(size, _join(changed, size, gap, grid), grid)) > MAX_PARTS:
         gap *= 2  # Thousands of scattered changes: send what lies between them, too.
     return parts
 
@@ -186,23 +186,39 @@ def _tile(size: int, sent: list[tuple[int, int]], grid: PartGrid) -> list[Part]:
     position = 0
     for start, stop in sent:
         parts.extend(_copies(position, start))
-        parts.extend(_pieces(start, stop, size, grid))
+        parts.extend(_pieces(start, stop, grid))
         position = stop
     parts.extend(_copies(position, size))
     return parts
 
 
-def _join(changed: list[tuple[int, int]], size: int, gap: int) -> list[tuple[int, int]]:
+def _join(
+    changed: list[tuple[int, int]], size: int, gap: int, grid: PartGrid
+) -> list[tuple[int, int]]:
     """Join changes until what is between and within them is large enough to be parts."""
     sent: list[tuple[int, int]] = []
     for begin, end in changed:
-        start = begin if begin >= MIN_PART_SIZE else 0
-        stop = min(max(end, start + MIN_PART_SIZE), size)
+        start, stop = _widen(begin, end, size, grid)
         if sent and start - sent[-1][1] < gap:
-            sent[-1] = (sent[-1][0], max(stop, sent[-1][1]))
+            sent[-1] = (min(start, sent[-1][0]), max(stop, sent[-1][1]))
         else:
             sent.append((start, stop))
     return sent
+
+
+def _widen(begin: int, end: int, size: int, grid: PartGrid) -> tuple[int, int]:
+    """Widen a change until each piece that *grid* cuts it into has the minimum."""
+    start = begin
+    cell = grid.cell(grid.index(start))
+    if cell.stop - start < MIN_PART_SIZE and cell.stop < size:
+        start = cell.stop - MIN_PART_SIZE
+    if start < MIN_PART_SIZE:
+        start = 0
+    stop = max(end, start + MIN_PART_SIZE)
+    last = grid.cell(grid.index(stop - 1)).start
+    if start < last and stop - last < MIN_PART_SIZE:
+        stop = last + MIN_PART_SIZE
+    return start, min(stop, size)
 
 
 def _copies(start: int, stop: int) -> Iterator[Part]:
@@ -213,13 +229,9 @@ def _copies(start: int, stop: int) -> Iterator[Part]:
         start = end
 
 
-def _pieces(start: int, stop: int, size: int, grid: PartGrid) -> Iterator[Part]:
-    """Cut a stretch that is sent at the borders of *grid*, without pieces below the minimum."""
+def _pieces(start: int, stop: int, grid: PartGrid) -> Iterator[Part]:
+    """Cut a stretch that is sent at the borders of *grid*."""
     while start < stop:
-        end = grid.cell(grid.index(start)).stop
-        if end - start < MIN_PART_SIZE:
-            end = grid.cell(grid.index(start) + 1).stop
-        if end >= stop or (stop < size and stop - end < MIN_PART_SIZE):
-            end = stop
+        end = min(grid.cell(grid.index(start)).stop, stop)
         yield Part(ByteRange(start, end), copied=False)
         start = end

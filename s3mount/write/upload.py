@@ -80,11 +80,18 @@ class Upload:
         """Whether *cell* has left, or is leaving, or must wait for `finish`."""
         return cell in self._early or cell in self._stale
 
-    def send_early(self, number: int, cell: ByteRange, body: Body, crc: int | None) -> None:
-        """Let a finished cell leave in the background."""
+    def send_early(
+        self,
+        number: int,
+        cell: ByteRange,
+        body: Body,
+        crc: int | None,
+        departed: Callable[[int, int], None],
+    ) -> None:
+        """Let a finished cell leave in the background; *departed* hears when it is there."""
         self._early[cell] = None
         self._under_way += 1
-        self._nursery.start_soon(self._send_early, number, cell, body, crc)
+        self._nursery.start_soon(self._send_early, number, cell, body, crc, departed)
 
     def touch(self, start: int, stop: int) -> None:
         """Bytes ``start <= i < stop`` have changed: early parts that hold some are stale."""
@@ -113,6 +120,15 @@ class Upload:
         complete = [part for part in done if part is not None]
         return await self._store.complete_upload(self.key, self._id, complete, condition=condition)
 
+    def record(self) -> Mapping[str, object]:
+        """What somebody needs who wants to complete the upload later."""
+        done = [part for part in self._early.values() if part is not None]
+        return {
+            "id": self._id,
+            "key": self.key,
+            "parts": [[part.number, part.etag, part.crc] for part in done],
+        }
+
     async def abort(self) -> None:
         """Give the upload up; failures are only logged, since nobody can do more."""
         self._early.clear()
@@ -131,7 +147,14 @@ class Upload:
                     self.key, headers=self.headers, copies=self._copies
                 )
 
-    async def _send_early(self, number: int, cell: ByteRange, body: Body, crc: int | None) -> None:
+    async def _send_early(
+        self,
+        number: int,
+        cell: ByteRange,
+        body: Body,
+        crc: int | None,
+        departed: Callable[[int, int], None],
+    ) -> None:
         part: PartDone | None = None
         try:
             await self._begin()
@@ -146,6 +169,7 @@ class Upload:
                 self._early.pop(cell, None)
             elif cell in self._early:
                 self._early[cell] = part
+                departed(cell.start, cell.stop)
             self._under_way -= 1
             self._quiet.unpark_all()
 

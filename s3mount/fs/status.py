@@ -1,0 +1,55 @@
+"""What stat(2) shows, and what setattr changes of it.  Pure."""
+
+from __future__ import annotations
+
+import stat
+import time
+from dataclasses import dataclass, replace
+
+from s3mount.attributes import Attributes
+from s3mount.cache.metadata import Entry
+from s3mount.fs.inodes import Inode
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What stat(2) shows; `certain` is False while only a listing has spoken."""
+
+    inode: Inode
+    attributes: Attributes
+    size: int
+    certain: bool = True
+    age: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What setattr changes; None: stays.  Times in nanoseconds."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    mtime_ns: int | None = None
+
+
+def other_kind(inode: Inode, entry: Entry) -> bool:
+    """Whether an entry is of another type than the kernel was told; it takes that for damage."""
+    if entry.attributes is None or inode.kind == 0:
+        return False
+    return stat.S_IFMT(entry.attributes.mode) != inode.kind
+
+
+def changed(attributes: Attributes, changes: Changes) -> Attributes:
+    """*attributes* after a setattr; any change moves ctime."""
+    mode = attributes.mode
+    if changes.mode is not None:
+        mode = stat.S_IFMT(mode) | stat.S_IMODE(changes.mode)
+    return replace(
+        attributes,
+        mode=mode,
+        uid=attributes.uid if changes.uid is None else changes.uid,
+        gid=attributes.gid if changes.gid is None else changes.gid,
+        mtime_ns=attributes.mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
+        ctime_ns=time.time_ns(),
+    )

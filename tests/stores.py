@@ -1,0 +1,69 @@
+"""Our own client on the buckets of the tests' servers."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+from s3mount.s3.client import S3Client
+from s3mount.s3.endpoint import Credentials, EndpointSettings, FixedCredentials
+from s3mount.s3.store import Capabilities
+from tests.mounts import Bucket
+
+
+def settings_for(url: str, bucket: str, ca_bundle: str | None = None) -> EndpointSettings:
+    """Describe *bucket* at *url* in path style."""
+    address = urlsplit(url)
+    return EndpointSettings(
+        scheme=address.scheme,
+        host=address.hostname or "",
+        port=address.port or (443 if address.scheme == "https" else 80),
+        root=f"/{bucket}",
+        region="us-east-1",
+        ca_bundle=ca_bundle,
+    )
+
+
+def client_for(
+    bucket: Bucket,
+    *,
+    url: str | None = None,
+    prefix: str = "",
+    timeout: float = 20.0,
+    max_connections: int = 8,
+    capabilities: Capabilities | None = None,
+    credentials: object = None,
+    ca_bundle: str | None = None,
+) -> S3Client:
+    """Make a client for *bucket*, through *url* if that is not its server's."""
+    pair = FixedCredentials(
+        Credentials(bucket.credentials.access_key, bucket.credentials.secret_key)
+    )
+    return S3Client(
+        settings_for(url or bucket.url, bucket.name, ca_bundle),
+        credentials or pair,
+        bucket.name,
+        prefix,
+        capabilities=capabilities or Capabilities(),
+        timeout=timeout,
+        max_connections=max_connections,
+    )
+
+
+@asynccontextmanager
+async def opened(client: S3Client) -> AsyncIterator[S3Client]:
+    """Close *client* at the end, also when the test is cancelled."""
+    async with client:
+        yield client
+
+
+async def content_of(client: S3Client, key: str, *, start: int = 0, room: int = 1 << 20) -> bytes:
+    """Return the bytes of an object from *start* on, at most *room*."""
+    into = bytearray(room)
+    info = await client.get(key, start, [memoryview(into)], etag=None)
+    return bytes(into[: max(0, min(info.size - start, room))])
+
+
+def random_bytes(size: int) -> bytes:
+    """Bytes that no compression or deduplication can do anything with."""
+    return os.urandom(size)
