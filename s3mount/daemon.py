@@ -271,8 +271,11 @@ class Daemon:
         if not self._kernel.unmount():
             await trio.sleep(BUSY_PATIENCE)
             self._kernel.unmount(lazy=True)
-        with trio.move_on_after(self._config.shutdown_timeout):
-            await trio.sleep_forever()  # pyfuse3.main() returns when the last file is closed.
+        # pyfuse3.main() returns, and this is cancelled, when nobody uses the mount any more.
+        await parts.filesystem.wait_closed(self._config.shutdown_timeout)
+        if not parts.filesystem.in_use:
+            pyfuse3.terminate()  # Somebody's working directory is no reason to stay.
+            return
         log.warning("files are still open at %s, stopping without them", self._config.mountpoint)
         pyfuse3.terminate()
 

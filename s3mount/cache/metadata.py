@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -112,12 +113,15 @@ class MetaCache:
         self._directories.clear()
         self._count = 0
 
-    def listing(self, prefix: str) -> Mapping[str, Entry | Absent] | None:
+    def listing(
+        self, prefix: str, max_age: float = math.inf
+    ) -> Mapping[str, Entry | Absent] | None:
         """All names under a prefix, if a fresh and complete listing is known."""
         directory = self._directories.get(prefix)
         if directory is None or directory.complete is None:
             return None
-        return directory.names if self.clock() - directory.complete < self.ttl else None
+        age = self.clock() - directory.complete
+        return directory.names if age < min(self.ttl, max_age) else None
 
     def put_listing(self, prefix: str, names: dict[str, Entry], began: float) -> None:
         """Take note of a complete listing that began at *began*.

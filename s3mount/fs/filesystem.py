@@ -62,6 +62,7 @@ class FileSystem:
         self.cache = namespace.cache
         self._handles: dict[int, Handle] = {}
         self._last_handle = 0
+        self._closed = trio.lowlevel.ParkingLot()
         self.markers = Markers(store, namespace, workshop, self.inodes)
         self._learner = Learner(namespace, workshop.nursery)
         self._root = namespace.defaults.directory(time.time_ns())
@@ -238,6 +239,17 @@ class FileSystem:
         file.readers += readable
         return self._last_handle
 
+    @property
+    def in_use(self) -> bool:
+        """Whether any file is open."""
+        return bool(self._handles)
+
+    async def wait_closed(self, timeout: float) -> None:
+        """Wait until no file is open, at most *timeout* seconds."""
+        with trio.move_on_after(timeout):
+            while self._handles:
+                await self._closed.park()
+
     async def create(
         self, parent_number: int, name: bytes, flags: int, attributes: Attributes
     ) -> tuple[int, Stat]:
@@ -325,6 +337,8 @@ class FileSystem:
             file.handles -= 1
             file.readers -= handle.readable
             self.settle(file)
+            if not self._handles:
+                self._closed.unpark_all()
 
     async def save(self, file: OpenFile) -> None:
         """Save a file, and take note of what the store has now."""

@@ -77,6 +77,14 @@ class Listing:
             self._changed.unpark_all()
             await self._changed.park()
 
+    async def finished(self, limit: int) -> int:
+        """Wait for the end, or for more than *limit* rows; return how many there are."""
+        while not self._done and len(self._rows) <= limit:
+            await self._changed.park()
+        if self._error is not None:
+            raise self._error
+        return self._dropped + len(self._rows)
+
     def peek(self, index: int) -> Listed | None:
         """Row *index* if it is here."""
         position = index - self._dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Mapping
 
 import trio
@@ -16,6 +17,7 @@ from s3mount.s3.store import ListPage, ObjectInfo, ObjectStore
 
 log = logging.getLogger(__name__)
 
+WORTH_LISTING = 5000  # Names: so many come in five pages, cheaper than asking for three.
 HEAD_SIZE = 128 << 10  # Bytes that come along when a file that will be read is looked up.
 
 # What a new version of an object takes over from the old one, beside its attributes.
@@ -68,6 +70,8 @@ class Namespace:
         self._asking: dict[tuple[str, str], trio.Event] = {}
         self._listings: dict[str, Listing] = {}
         self._listing_denied = False
+        self._missed = ("", 0.0)
+        self._sizes: dict[str, int] = {}
         self._kept: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
 
     # -- one name --------------------------------------------------------------------------
@@ -119,6 +123,11 @@ class Namespace:
     ) -> Entry | None:
         began = self.cache.clock()
         listed = isinstance(known, Entry) and self.cache.get(prefix, segment) is known
+        if known is None and await self._list_instead(prefix):
+            known = self.cache.get(prefix, segment)
+            if isinstance(known, Absent):
+                return None
+            listed = known is not None
         if listed and isinstance(known, Entry) and not known.directory:
             entry = await self.look(prefix + segment, size=known.size if whole else None)
             if entry is None:  # The listing was older than we thought.
@@ -128,6 +137,27 @@ class Namespace:
         else:
             entry = await self._ask_both(prefix, segment)
         return self._note(prefix, segment, entry, began)
+
+    async def _list_instead(self, prefix: str) -> bool:
+        """Whether one listing has answered what many single questions would have asked.
+
+        The second unknown name within a second is worth it, unless the directory is known to
+        be large, or not to be listed.
+        """
+        now = self.cache.clock()
+        before, self._missed = self._missed, (prefix, now)
+        if before[0] != prefix or now - before[1] > 1.0 or self._listing_denied:
+            return False
+        if self._sizes.get(prefix, 0) > WORTH_LISTING:
+            return False
+        try:
+            count = await self.listing(prefix, self.cache.negative_ttl).finished(WORTH_LISTING)
+        except StoreError:
+            return False  # The single questions will say what is wrong.
+        if len(self._sizes) > 10_000:
+            self._sizes.clear()
+        self._sizes[prefix] = count
+        return self.cache.listing(prefix) is not None
 
     def _note(self, prefix: str, segment: str, entry: Entry | None, began: float) -> Entry | None:
         """Keep an answer, unless we have changed the name ourselves since the question."""
@@ -236,12 +266,12 @@ class Namespace:
 
     # -- directories -----------------------------------------------------------------------
 
-    def listing(self, prefix: str) -> Listing:
+    def listing(self, prefix: str, max_age: float = math.inf) -> Listing:
         """The listing of a directory: from the cache, or one that is (now) under way."""
         listing = self._listings.get(prefix)
         if listing is not None and listing.usable:
             return listing
-        known = self.cache.listing(prefix)
+        known = self.cache.listing(prefix, max_age)
         if known is not None:
             return Listing.of_known(prefix, known)
         listing = Listing(prefix, self._store, self.cache)

@@ -212,7 +212,9 @@ class MultipartUploads(BucketReader):
                     return stored_of(info)
             raise refused(error, condition) from error
         etag = read_answer(request, xml.result, answer)["ETag"]
-        return Stored(etag or await self._etag(key), answer.headers.get("x-amz-version-id"))
+        if not etag or not self._capabilities.complete_names_etag:
+            etag = await self._etag(key)
+        return Stored(etag, answer.headers.get("x-amz-version-id"))
 
     def _part_checksum_values(
         self, upload_id: str, parts: Sequence[PartDone]

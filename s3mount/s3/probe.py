@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import trio
 
-from s3mount.errors import Changed, Denied, Exists, StoreError
+from s3mount.errors import Changed, Denied, Exists, NotFound, StoreError
 from s3mount.s3.client import S3Client
-from s3mount.s3.store import ABSENT, Capabilities, PartDone, Precondition, Stored
+from s3mount.s3.store import ABSENT, Capabilities, ObjectInfo, PartDone, Precondition, Stored
 
 _TIMEOUT_SECONDS = 10.0
 _WRONG = Precondition(etag='"00000000000000000000000000000000"')
@@ -30,6 +30,7 @@ _WEAKNESSES = {
     "delete_many": "deletes objects one by one only",
     "list_v2": "knows the old listing only",
     "unsigned_payload": "wants a SHA-256 of everything that is written, which is slow",
+    "complete_names_etag": "does not tell the ETag of a completed upload: it is asked for",
     "distinct_etags": "gives different contents one ETag: changes may go unnoticed",
 }
 
@@ -42,7 +43,7 @@ async def probe(client: S3Client, scratch_prefix: str) -> Capabilities:
     """
     assumed = Capabilities()
     base = f"{scratch_prefix}probe-{uuid.uuid4()}"
-    run = _Probe(client.assuming(assumed, _TIMEOUT_SECONDS), base)
+    run = _Probe(client.assuming(assumed, _TIMEOUT_SECONDS), scratch_prefix, base)
     try:
         await run.try_everything()
     finally:
@@ -64,8 +65,10 @@ class _Upload:
 class _Probe:
     """One run: the trials write down what they find, `capabilities` sums it up."""
 
-    def __init__(self, client: S3Client, base: str) -> None:
+    def __init__(self, client: S3Client, folder: str, base: str) -> None:
         self._client = client
+        self._folder = folder
+        self._folder_is_new = False
         self._base = base
         self._found: dict[str, bool] = {}
         self._notes: list[str] = []
@@ -83,6 +86,8 @@ class _Probe:
     async def try_everything(self) -> None:
         """Run all trials, at the same time as far as they do not need each other."""
         first = self._key("a")
+        folder = await _outcome(lambda: self._client.head(self._folder))
+        self._folder_is_new = isinstance(folder, NotFound)
         written, _ = await self._all(
             lambda: self._client.put(first, [b"one"], headers={}, condition=ABSENT),
             self._try_listing,
@@ -106,6 +111,11 @@ class _Probe:
         """Remove what the trials have left."""
         aborts = [self._aborting(key, upload) for key, upload in self._uploads.items()]
         await self._all(*(self._deleting(key) for key in self._keys), *aborts)
+        if self._folder_is_new and self._keys:
+            # Some stores make a folder of every prefix, and keep it when it is empty.
+            folder = await _outcome(lambda: self._client.head(self._folder))
+            if isinstance(folder, ObjectInfo) and folder.size == 0:
+                await _outcome(self._deleting(self._folder))
 
     def _deleting(self, key: str) -> Callable[[], Awaitable[object]]:
         return lambda: self._client.delete(key)
@@ -242,6 +252,10 @@ class _Probe:
         self._judge("conditional_complete", refused, Exists)
         if isinstance(taken, StoreError) and taken.status:
             self._found["conditional_complete"] = False
+        if isinstance(taken, Stored):
+            info = await _outcome(lambda: self._client.head(vacant.key))
+            if isinstance(info, ObjectInfo):
+                self._found["complete_names_etag"] = info.etag == taken.etag
         if self._found.get("conditional_complete"):
             over = await _outcome(complete(occupied, _WRONG))
             self._judge("conditional_complete", over, Changed)

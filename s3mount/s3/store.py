@@ -102,6 +102,7 @@ class Capabilities:
 
     `checksum` is the algorithm that uploads carry (``crc64nvme``, ``crc32c``, or None);
     `copy_part_checksum` says whether parts may be copied into a multipart upload that has one;
+    `complete_names_etag` whether the ETag that a completion answers is the object's;
     `distinct_etags` whether other content has another ETag.  `notes` say in sentences what is
     weaker than it should be, or could not be tried.
     """
@@ -118,6 +119,7 @@ class Capabilities:
     unsigned_payload: bool = True
     checksum: str | None = "crc64nvme"
     max_metadata_size: int = 2048
+    complete_names_etag: bool = True
     distinct_etags: bool = True
     notes: tuple[str, ...] = ()
 

@@ -42,6 +42,11 @@ def grow(root: Path, files: int, *, seed: int = 0) -> None:
     (root / "empty").mkdir()
 
 
+def names(directory: Path) -> list[str]:
+    """What a directory lists, sorted."""
+    return sorted(path.name for path in directory.iterdir())
+
+
 def digest(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
@@ -59,7 +64,7 @@ def seen(path: Path) -> Seen:
     """What is to be seen of one path: all that its kind makes comparable."""
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
-        return Seen(status.st_mode, status.st_size, os.readlink(path), status.st_mtime_ns)
+        return Seen(status.st_mode, status.st_size, str(path.readlink()), status.st_mtime_ns)
     if stat.S_ISREG(status.st_mode):
         return Seen(status.st_mode, status.st_size, digest(path), status.st_mtime_ns)
     return Seen(status.st_mode, 0, "", 0)
