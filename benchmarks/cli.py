@@ -34,7 +34,7 @@ END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def main() -> int:
     """Run the benchmark as the command line says."""
     arguments = _parser().parse_args()
-    problem = _problem(arguments.work)
+    problem = _problem(arguments)
     if problem:
         print(f"bench: {problem}", file=sys.stderr)
         return 2
@@ -89,8 +89,15 @@ def _choices(known: Iterable[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def _problem(work: Path) -> str | None:
+def _problem(arguments: argparse.Namespace) -> str | None:
     """Why nothing can be measured here, in one line."""
+    if arguments.write_results and not report.has_marks(README_FILE):
+        return f"{README_FILE} has no {report.BEGIN_MARK} ... {report.END_MARK} to fill"
+    return _lack(arguments.work)
+
+
+def _lack(work: Path) -> str | None:
+    """What this machine lacks for mounting, in one line."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "/dev/fuse is missing or may not be used"
     if not shutil.which("fusermount3"):

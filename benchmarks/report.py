@@ -39,7 +39,8 @@ def full_report(tables: Sequence[Table], facts: Mapping[str, str], command: str,
         lines += ["", f"## {TITLES[table.way]}", "", detailed_table(table)]
         if table.way == "proxy":
             lines += ["", "### Traffic", "", traffic_table(table)]
-        lines += ["", *_notes(table)]
+        if notes := _notes(table):
+            lines += ["", *notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -82,19 +83,21 @@ def traffic_table(table: Table) -> str:
     return _markdown(["workload", *header], rows)
 
 
-def fill_readme(path: Path, tables: Iterable[Table]) -> None:
+def has_marks(readme: Path) -> bool:
+    """Whether there is a place for the tables in the project's README."""
+    return readme.exists() and BEGIN_MARK in (text := readme.read_text()) and END_MARK in text
+
+
+def fill_readme(readme: Path, tables: Iterable[Table]) -> None:
     """Put the short tables between the marks in the project's README."""
-    text = path.read_text()
-    before, begin, rest = text.partition(BEGIN_MARK)
-    _, end, after = rest.partition(END_MARK)
-    if not begin or not end:
-        raise ValueError(f"{path} has no {BEGIN_MARK} ... {END_MARK}")
+    before, _, rest = readme.read_text().partition(BEGIN_MARK)
+    _, _, after = rest.partition(END_MARK)
     parts = [
         f"{TITLES[table.way]}:\n\n{short_table(table)}\n\n" + "\n".join(_marks(table))
         for table in tables
     ]
     body = "\n\n".join(part.strip() for part in parts)
-    path.write_text(f"{before}{begin}\n{body}\n{end}{after}")
+    readme.write_text(f"{before}{BEGIN_MARK}\n{body}\n{END_MARK}{after}")
 
 
 def _rows(table: Table) -> list[Row]:
@@ -163,7 +166,10 @@ def _notes(table: Table) -> list[str]:
         for (key, system), cell in table.cells.items()
         if cell.failure
     ]
-    return [*_marks(table), *(["", "Failures:", "", *failures] if failures else [])]
+    marks = _marks(table)
+    if failures:
+        marks += ["", "Failures:", "", *failures] if marks else ["Failures:", "", *failures]
+    return marks
 
 
 def _marks(table: Table) -> list[str]:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from benchmarks import processes
 from benchmarks.data import Scale, write_archive
 from benchmarks.load import Job
@@ -20,7 +22,7 @@ from benchmarks.objects import Bucket
 from benchmarks.proxy_process import ProxyProcess
 from benchmarks.results import Cell, Table
 from benchmarks.server import Server, endpoint_url
-from benchmarks.systems import MountFailed, System, Target, mounted
+from benchmarks.systems import MountFailed, System, Target, last_words, mounted
 from benchmarks.workloads import DataSets, Row, Workload
 
 LOAD_PATIENCE = 240.0  # seconds; a workload that takes longer has failed
@@ -102,6 +104,8 @@ class Runner:
             return f"no mount: {error}"
         except (LoadFailed, OSError) as error:
             return str(error)
+        except (BotoCoreError, ClientError) as error:
+            return f"the server, asked directly: {error}"
 
     def _run(self, workload: Workload, system: System) -> Outcome:
         folder = self.work / f"run-{next(_run_numbers)}"
@@ -147,7 +151,7 @@ class Runner:
         with mounted(system, target) as daemon:
             job = self._job(workload, load, target.mountpoint / prefix, daemon)
             _touch_memory()
-            report = _run_job(job)
+            report = _run_job(job, target)
             phase = report.phases[0]
             arrived = workload.arrived is None or workload.arrived(
                 self.bucket, prefix, self.scale, phase
@@ -211,8 +215,11 @@ def _touch_memory() -> None:
         pass
 
 
-def _run_job(job: Job) -> LoadReport:
-    """Run a load in a process of its own, which cannot take us along when its mount hangs."""
+def _run_job(job: Job, target: Target) -> LoadReport:
+    """Run a load in a process of its own, which cannot take us along when its mount hangs.
+
+    When it fails, what the mount said last is often the reason.
+    """
     process = processes.start_module("benchmarks.load", [job.as_json()], log=subprocess.PIPE)
     try:
         output, complaint = process.communicate(timeout=LOAD_PATIENCE)
@@ -222,5 +229,6 @@ def _run_job(job: Job) -> LoadReport:
         processes.end(process, patience=1.0)
     if process.returncode:
         lines = complaint.strip().splitlines() or [f"exit code {process.returncode}"]
-        raise LoadFailed(lines[-1])
+        words = last_words(target)
+        raise LoadFailed(f"{lines[-1]} (its log: {words})" if words else lines[-1])
     return LoadReport.from_json(json.loads(output))

@@ -39,6 +39,11 @@ class Target:
     writeback: bool = False
 
     @property
+    def log_file(self) -> Path:
+        """Where a system's output goes."""
+        return self.scratch.with_suffix(".log")
+
+    @property
     def environment(self) -> dict[str, str]:
         """The environment of a system: ours, but with the credentials of the server."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "RCLONE_"))}
@@ -181,14 +186,13 @@ SYSTEMS: Mapping[str, System] = {
 def mounted(system: System, target: Target) -> Iterator[int]:
     """Mount *target* with *system* and yield the process id of its daemon."""
     command, environment = system.command(target)
-    log_file = target.scratch.parent / f"{target.scratch.name}.log"
-    with log_file.open("wb") as log:
+    with target.log_file.open("wb") as log:
         try:
             process = processes.start(command, log=log, environment=environment)
         except OSError as error:
             raise MountFailed(str(error)) from error
         try:
-            _wait_until_mounted(target.mountpoint, process, log_file)
+            _wait_until_mounted(target, process)
             yield process.pid
         finally:
             _unmount(system, target, process)
@@ -200,18 +204,19 @@ def is_mounted(mountpoint: Path) -> bool:
     return any(line.split()[4] == str(mountpoint) for line in table.splitlines())
 
 
-def _wait_until_mounted(mountpoint: Path, process: subprocess.Popen[str], log_file: Path) -> None:
+def _wait_until_mounted(target: Target, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + MOUNT_PATIENCE
-    while not is_mounted(mountpoint):
+    while not is_mounted(target.mountpoint):
         if process.poll() is not None:
-            raise MountFailed(_last_line(log_file) or f"exit code {process.returncode}")
+            raise MountFailed(last_words(target) or f"exit code {process.returncode}")
         if time.monotonic() > deadline:
             raise MountFailed(f"not mounted after {MOUNT_PATIENCE:.0f} s")
         time.sleep(0.02)
 
 
-def _last_line(log_file: Path) -> str:
-    lines = log_file.read_text(errors="replace").strip().splitlines()
+def last_words(target: Target) -> str:
+    """The last line that a system has put out, empty when it has been silent."""
+    lines = target.log_file.read_text(errors="replace").strip().splitlines()
     return lines[-1].strip() if lines else ""
 
 

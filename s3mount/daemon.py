@@ -17,6 +17,7 @@ import trio
 from s3mount import __version__, checksums, control, logs, notify
 from s3mount.attributes import Defaults
 from s3mount.cache.blocks import BlockCache
+from s3mount.cache.disk import BlockDisk
 from s3mount.cache.metadata import MetaCache
 from s3mount.config import Config
 from s3mount.errors import MountError, PosixError, StoreError
@@ -82,6 +83,7 @@ class Daemon:
         self._source = config.bucket + ("/" + config.prefix.rstrip("/") if config.prefix else "")
         self._stopping = False
         self._ended = trio.Event()
+        self._disk = self._make_disk()
         flags = set(config.mount_flags) | ({"ro"} if config.ro else set())
         self._kernel = KernelMount(
             config.mountpoint,
@@ -93,11 +95,37 @@ class Daemon:
             ),
         )
 
+    def _make_disk(self) -> BlockDisk | None:
+        config = self._config
+        if config.cache is None:
+            return None
+        store = f"{config.endpoint_url}\0{config.bucket}\0{config.prefix}"
+        return BlockDisk(
+            config.cache,
+            store,
+            config.max_cache_size,
+            config.min_free_space,
+            checksums.function("crc64nvme"),
+        )
+
     async def main(self) -> int:
         """Start, serve and stop."""
+        if self._disk is not None:
+            await trio.to_thread.run_sync(self._disk.open)
+        try:
+            return await self._main()
+        finally:
+            if self._disk is not None:
+                with trio.CancelScope(shield=True):
+                    await self._disk.flush()
+                    await trio.to_thread.run_sync(self._disk.close)
+
+    async def _main(self) -> int:
         client = await self._connect()
         try:
             async with trio.open_nursery() as background:
+                if self._disk is not None:
+                    background.start_soon(self._disk.run)
                 parts = self._build(client, background)
                 left = await self._serve(parts)
                 background.cancel_scope.cancel()
@@ -163,7 +191,7 @@ class Daemon:
     def _build(self, client: S3Client, background: trio.Nursery) -> _Parts:
         config = self._config
         budget = MemoryBudget(config.memory)
-        blocks = BlockCache(client, budget, background)
+        blocks = BlockCache(client, budget, background, self._disk)
         cache = MetaCache(
             config.metadata_ttl,
             config.negative_ttl,

@@ -142,9 +142,8 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         time.sleep(0.1)
     # Other runs on this machine have mounts too, each below a directory of its own.
     mounted = mounted_below(tmp_path_factory.getbasetemp())
-    assert not mounted, f"still mounted: {mounted}"
-    assert not left, f"still running: {left}"
-    assert not opened, f"still open: {dict(opened)}"
+    leaks = {"still mounted": mounted, "still running": left, "still open": dict(opened)}
+    assert not any(leaks.values()), leaks
 
 
 @pytest.fixture(scope="session")

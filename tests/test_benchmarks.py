@@ -349,12 +349,13 @@ def test_the_readme_is_filled_between_its_marks_and_again(tmp_path):
     assert "| 2,000 " in once
 
 
-def test_a_readme_without_marks_is_left_alone(tmp_path):
+def test_a_readme_without_marks_is_noticed(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text("nothing\n")
-    with pytest.raises(ValueError, match="has no <!-- benchmarks -->"):
-        report.fill_readme(readme, [])
-    assert readme.read_text() == "nothing\n"
+    assert not report.has_marks(readme)
+    readme.write_text("<!-- benchmarks -->\n")
+    assert not report.has_marks(readme)
+    readme.write_text("<!-- benchmarks -->\n<!-- /benchmarks -->\n")
+    assert report.has_marks(readme)
 
 
 # --------------------------------------------------------------------------------- loads

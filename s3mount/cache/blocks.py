@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cachetools
 import trio
 
+from s3mount.cache.disk import BlockDisk, Wanted
 from s3mount.errors import StoreError
 from s3mount.memory import MemoryBudget
 from s3mount.s3.store import MIB, ObjectStore
@@ -37,12 +38,13 @@ class BlockId(NamedTuple):
 class Block:
     """A block that is filled from its beginning; `ready` bytes of it are in place."""
 
-    __slots__ = ("buffer", "error", "progress", "ready", "size")
+    __slots__ = ("buffer", "error", "held", "progress", "ready", "size")
 
     def __init__(self, buffer: bytearray, size: int) -> None:
         self.buffer = buffer
         self.size = size
         self.ready = 0
+        self.held = 0  # Who needs the buffer to stay as it is, beside the cache.
         self.error: StoreError | None = None
         self.progress = trio.lowlevel.ParkingLot()
 
@@ -67,8 +69,15 @@ class BlockCache:
     good only until the caller's next checkpoint.
     """
 
-    def __init__(self, store: ObjectStore, budget: MemoryBudget, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        budget: MemoryBudget,
+        nursery: trio.Nursery,
+        disk: BlockDisk | None,
+    ) -> None:
         self._store = store
+        self._disk = disk
         self._budget = budget
         self._nursery = nursery
         self._blocks: cachetools.LRUCache[BlockId, Block] = cachetools.LRUCache(1 << 40)
@@ -155,7 +164,9 @@ class BlockCache:
             return
         for low in range(0, len(data), PIECE_SIZE):
             if len(data) - low >= PIECE_SIZE or len(data) == version.size:
-                self._pieces[BlockId(version, low // PIECE_SIZE)] = data[low : low + PIECE_SIZE]
+                piece = data[low : low + PIECE_SIZE]
+                self._pieces[BlockId(version, low // PIECE_SIZE)] = piece
+                self._keep_piece(version, low // PIECE_SIZE, piece)
             else:
                 self._budget.give(len(data) - low)
 
@@ -228,14 +239,15 @@ class BlockCache:
     ) -> None:
         error: StoreError | None = None
         try:
-            await self._store.get(
-                version.key,
-                first * BLOCK_SIZE,
-                [memoryview(block.buffer)[: block.size] for block in blocks],
-                etag=version.etag,
-                progress=self._progress(version, first, blocks),
-                urgent=urgent,
-            )
+            for start, run in await self._load(version, first, blocks):
+                await self._store.get(
+                    version.key,
+                    start * BLOCK_SIZE,
+                    [memoryview(block.buffer)[: block.size] for block in run],
+                    etag=version.etag,
+                    progress=self._progress(version, start, run),
+                    urgent=urgent,
+                )
         except StoreError as caught:
             # Whoever waits raises it; a prefetch nobody waits for is asked again on demand,
             # and then the failure has a request to belong to.
@@ -247,6 +259,53 @@ class BlockCache:
                     del self._fetching[BlockId(version, index)]
                     self._recycle(block)
                     block.fail(error)
+
+    async def _load(
+        self, version: ObjectVersion, first: int, blocks: Sequence[Block]
+    ) -> Sequence[tuple[int, Sequence[Block]]]:
+        """Take from the disk what is there; return the runs of blocks that are not."""
+        if self._disk is None:
+            return [(first, blocks)]
+        found = await self._disk.read(
+            [
+                Wanted(self._name(version, BLOCK_SIZE, number), _filled(block))
+                for number, block in enumerate(blocks, first)
+            ]
+        )
+        runs: list[tuple[int, list[Block]]] = []
+        for number, (block, here) in enumerate(zip(blocks, found, strict=True), first):
+            if here:
+                self._arrived(BlockId(version, number), block)
+            elif runs and runs[-1][0] + len(runs[-1][1]) == number:
+                runs[-1][1].append(block)
+            else:
+                runs.append((number, [block]))
+        return runs
+
+    def _name(self, version: ObjectVersion, unit: int, number: int) -> bytes:
+        assert self._disk is not None
+        return self._disk.name(version.key, version.etag, version.size, unit, number)
+
+    def _arrived(self, block_id: BlockId, block: Block) -> None:
+        if self._fetching.get(block_id) is block:
+            del self._fetching[block_id]
+            self._blocks[block_id] = block
+        block.fill(block.size)
+
+    def _keep(self, block_id: BlockId, block: Block) -> None:
+        """Have a fetched block written to disk; its buffer is not used anew before that."""
+        if self._disk is None:
+            return
+
+        def written() -> None:
+            block.held -= 1
+            if block.held == 0 and self._blocks.get(block_id) is not block:
+                self._recycle(block)
+
+        name = self._name(block_id.version, BLOCK_SIZE, block_id.number)
+        block.held += 1
+        if not self._disk.keep(name, _filled(block), written):
+            block.held -= 1
 
     def _progress(
         self, version: ObjectVersion, first: int, blocks: Sequence[Block]
@@ -260,10 +319,8 @@ class BlockCache:
                 block = blocks[current]
                 self.fetched_bytes += block.size
                 block_id = BlockId(version, first + current)
-                if self._fetching.get(block_id) is block:
-                    del self._fetching[block_id]
-                    self._blocks[block_id] = block
-                block.fill(block.size)
+                self._arrived(block_id, block)
+                self._keep(block_id, block)
                 current += 1
                 received -= BLOCK_SIZE
             if received > 0 and current < len(blocks):
@@ -276,22 +333,47 @@ class BlockCache:
         await self._budget.take(size)
         buffer = memoryview(bytearray(size))
         try:
-            await self._store.get(version.key, low, [buffer], etag=version.etag)
+            kept = await self._load_pieces(version, low, buffer)
+            if not kept:
+                await self._store.get(version.key, low, [buffer], etag=version.etag)
+                self.fetched_bytes += size
         except BaseException:
             self._budget.give(size)
             raise
-        self.fetched_bytes += size
         for start in range(low, high, PIECE_SIZE):
             piece = buffer[start - low : start - low + PIECE_SIZE]
+            if not kept:
+                self._keep_piece(version, start // PIECE_SIZE, piece)
             old = self._pieces.pop(BlockId(version, start // PIECE_SIZE), None)
             if old is not None:
                 self._budget.give(len(old))
             self._pieces[BlockId(version, start // PIECE_SIZE)] = piece
         return buffer
 
+    async def _load_pieces(self, version: ObjectVersion, low: int, buffer: memoryview) -> bool:
+        if self._disk is None:
+            return False
+        wanted = [
+            Wanted(
+                self._name(version, PIECE_SIZE, (low + start) // PIECE_SIZE),
+                buffer[start : start + PIECE_SIZE],
+            )
+            for start in range(0, len(buffer), PIECE_SIZE)
+        ]
+        if not all(self._disk.has(item.name) for item in wanted):
+            return False
+        return all(await self._disk.read(wanted))
+
+    def _keep_piece(self, version: ObjectVersion, number: int, piece: memoryview) -> None:
+        if self._disk is not None:
+            # A piece's buffer is never used for anything else.
+            self._disk.keep(self._name(version, PIECE_SIZE, number), piece, _nothing)
+
     # -- memory ----------------------------------------------------------------------------
 
     def _recycle(self, block: Block) -> None:
+        if block.held:
+            return  # Whoever holds it recycles it.
         self._budget.give(BLOCK_SIZE)
         if len(self._spare) < 16:
             self._spare.append(block.buffer)
@@ -303,3 +385,11 @@ class BlockCache:
                 self._budget.give(len(self._pieces.popitem()[1]))
             if self._budget.used > target and self._blocks:
                 self._recycle(self._blocks.popitem()[1])
+
+
+def _filled(block: Block) -> memoryview:
+    return memoryview(block.buffer)[: block.size]
+
+
+def _nothing() -> None:
+    """A buffer that is not recycled needs no looking after."""

@@ -192,14 +192,23 @@ def _run_s3mount(
 
 
 def _tour(stage: Stage, bucket: Bucket, terminal: Terminal) -> str | None:
-    directory = stage.mountpoint / "tour"
-    number = 1
-    while directory.exists():
-        number += 1
-        directory = stage.mountpoint / f"tour-{number}"
-    directory.mkdir()
+    try:
+        directory = _new_directory(stage.mountpoint)
+    except OSError as error:
+        terminal.failed(str(error))
+        return "making a directory in the bucket"
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=stage.folder) as scratch:
         return run_tour(Scene(directory, Path(scratch), bucket, terminal), terminal)
+
+
+def _new_directory(mountpoint: Path) -> Path:
+    """Make a directory for this tour; an earlier one keeps its own."""
+    directory, number = mountpoint / "tour", 1
+    while directory.exists():
+        number += 1
+        directory = mountpoint / f"tour-{number}"
+    directory.mkdir()
+    return directory
 
 
 def _write_environment_file(stage: Stage, stack: ExitStack) -> None:

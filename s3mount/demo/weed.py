@@ -23,7 +23,9 @@ from s3mount.errors import MountError
 
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT = 60.0  # Seconds.  It takes 1.2 on an idle machine.
-STOP_TIMEOUT = 20.0  # Seconds.  It takes 2.5: weed tells its master before it leaves.
+# Seconds.  It takes 2; or half a minute, in which its parts wait for idle connections to each
+# other to end.  What it has acknowledged is in its files by then.
+STOP_TIMEOUT = 4.0
 ATTEMPTS = 3  # Somebody else may take a free port before weed does.
 REGION = "us-east-1"
 SERVICES = ("s3", "master", "volume", "filer", "admin")

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import trio
 
-from s3mount.errors import Changed, Denied, Exists, NotFound, StoreError
+from s3mount.errors import Changed, Denied, Exists, StoreError
 from s3mount.s3.client import S3Client
 from s3mount.s3.store import ABSENT, Capabilities, ObjectInfo, PartDone, Precondition, Stored
 
@@ -54,12 +54,13 @@ async def probe(client: S3Client, scratch_prefix: str) -> Capabilities:
 
 @dataclass(slots=True)
 class _Upload:
-    """A multipart upload under trial: its key and name, its part, and how that came about."""
+    """A multipart upload under trial, and what became of it."""
 
     key: str
     name: str
     parts: list[PartDone] = field(default_factory=list)
     copied: bool = False
+    stored: Stored | None = None
 
 
 class _Probe:
@@ -68,7 +69,6 @@ class _Probe:
     def __init__(self, client: S3Client, folder: str, base: str) -> None:
         self._client = client
         self._folder = folder
-        self._folder_is_new = False
         self._base = base
         self._found: dict[str, bool] = {}
         self._notes: list[str] = []
@@ -85,33 +85,37 @@ class _Probe:
 
     async def try_everything(self) -> None:
         """Run all trials, at the same time as far as they do not need each other."""
-        first = self._key("a")
-        folder = await _outcome(lambda: self._client.head(self._folder))
-        self._folder_is_new = isinstance(folder, NotFound)
-        written, _ = await self._all(
-            lambda: self._client.put(first, [b"one"], headers={}, condition=ABSENT),
-            self._try_listing,
-        )
+        written, _ = await self._all(self._try_writing, self._try_listing)
         if isinstance(written, StoreError) and not isinstance(written, Denied):
-            written = await self._try_signed_payload(first)
-        if not isinstance(written, Stored):
+            # Perhaps it wants a SHA-256 of every body.
+            self._client.adopt(replace(self._client.capabilities, unsigned_payload=False))
+            written = await _outcome(self._try_writing)
+        if isinstance(written, StoreError):
             self._notes.append(
                 f"writing was not possible ({written}): the store is assumed to do all it should"
             )
-            return
-        self._found["unsigned_payload"] = self._client.capabilities.unsigned_payload
-        await self._all(
-            lambda: self._try_conditions(first, written),
+        else:
+            self._found["unsigned_payload"] = self._client.capabilities.unsigned_payload
+
+    async def _try_writing(self) -> None:
+        """All trials that write; raises if the simplest of them fails, as then all will."""
+        first = self._key("a")
+        notes, found = list(self._notes), dict(self._found)
+        written, *_ = await self._all(
+            lambda: self._try_conditions(first),
             self._try_copy,
             self._try_multipart,
             self._try_delete_many,
         )
+        if isinstance(written, StoreError):
+            self._notes, self._found = notes, found
+            raise written
 
     async def clean_up(self) -> None:
         """Remove what the trials have left."""
         aborts = [self._aborting(key, upload) for key, upload in self._uploads.items()]
         await self._all(*(self._deleting(key) for key in self._keys), *aborts)
-        if self._folder_is_new and self._keys:
+        if self._folder.endswith("/"):
             # Some stores make a folder of every prefix, and keep it when it is empty.
             folder = await _outcome(lambda: self._client.head(self._folder))
             if isinstance(folder, ObjectInfo) and folder.size == 0:
@@ -137,14 +141,10 @@ class _Probe:
         elif not isinstance(page, StoreError):
             self._found["list_v2"] = self._client.capabilities.list_v2
 
-    async def _try_signed_payload(self, key: str) -> Stored | StoreError:
-        """Write again, with a SHA-256 of the body this time."""
-        self._client.adopt(replace(self._client.capabilities, unsigned_payload=False))
-        return await _outcome(lambda: self._client.put(key, [b"one"], headers={}))
-
-    async def _try_conditions(self, key: str, first: Stored) -> None:
+    async def _try_conditions(self, key: str) -> None:
         client = self._client
         wrong = _WRONG.etag
+        first = await client.put(key, [b"one"], headers={}, condition=ABSENT)
         create, over, read = await self._all(
             lambda: client.put(key, [b"two"], headers={}, condition=ABSENT),
             lambda: client.put(key, [b"two"], headers={}, condition=_WRONG),
@@ -207,10 +207,11 @@ class _Probe:
             lambda: self._add_part(second, occupied, source.etag),
         )
         await self._try_complete(first, second)
-        copied = second.copied and await self._holds(vacant, b"234")
-        self._found["copy_part"] = copied
-        if copied:
-            self._found["copy_part_checksum"] = first.copied
+        await self._all(
+            lambda: self._judge_copied(first, second),
+            lambda: self._judge_etag(second),
+            lambda: self._try_to_complete_over(first),
+        )
 
     def _note_no_multipart(self, reason: object) -> None:
         self._notes.append(f"multipart uploads were not possible ({reason})")
@@ -252,12 +253,27 @@ class _Probe:
         self._judge("conditional_complete", refused, Exists)
         if isinstance(taken, StoreError) and taken.status:
             self._found["conditional_complete"] = False
-        if isinstance(taken, Stored):
-            info = await _outcome(lambda: self._client.head(vacant.key))
-            if isinstance(info, ObjectInfo):
-                self._found["complete_names_etag"] = info.etag == taken.etag
+        vacant.stored = taken if isinstance(taken, Stored) else None
+
+    async def _judge_copied(self, marked: _Upload, unmarked: _Upload) -> None:
+        copied = unmarked.copied and await self._holds(unmarked.key, b"234")
+        self._found["copy_part"] = copied
+        if copied:
+            self._found["copy_part_checksum"] = marked.copied
+
+    async def _judge_etag(self, upload: _Upload) -> None:
+        if upload.stored is not None:
+            info = await self._client.head(upload.key)
+            self._found["complete_names_etag"] = info.etag == upload.stored.etag
+
+    async def _try_to_complete_over(self, upload: _Upload) -> None:
+        """Complete over another version than the one that is there."""
         if self._found.get("conditional_complete"):
-            over = await _outcome(complete(occupied, _WRONG))
+            over = await _outcome(
+                lambda: self._client.complete_upload(
+                    upload.key, upload.name, upload.parts, condition=_WRONG
+                )
+            )
             self._judge("conditional_complete", over, Changed)
 
     async def _holds(self, key: str, content: bytes) -> bool:

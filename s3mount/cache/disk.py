@@ -1,0 +1,288 @@
+"""Clean blocks on disk: they outlive the daemon, and several mounts share them.
+
+One file a block, in directories by the first digits of its name, written whole and renamed
+into place; its header names what it is and holds a checksum, so a block that was damaged, or
+is another's, is never served.  A small database knows sizes and last uses, for the bound.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+import sqlite3
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import trio
+
+from s3mount.private import open_private
+
+log = logging.getLogger(__name__)
+
+Checksum = Callable[[memoryview, int], int]
+
+MAGIC = b"s3mblk1\n"
+HEADER = struct.Struct("<8s32sQQ")  # magic, identity, size of the data, checksum
+MAX_WAITING = 128  # Blocks that wait to be written; a faster reader leaves gaps in the cache.
+BATCH = 16
+RETRY_AFTER = 60.0  # Seconds without writing after the disk has failed.
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS blocks (name BLOB PRIMARY KEY, size INTEGER NOT NULL,
+                                   used REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_use ON blocks (used);
+"""
+
+
+class Wanted(NamedTuple):
+    """One block to be read: its name, and the buffer that it fills exactly."""
+
+    name: bytes
+    buffer: memoryview
+
+
+class _Waiting(NamedTuple):
+    name: bytes
+    data: memoryview
+    done: Callable[[], None]
+
+
+class BlockDisk:
+    """A bounded store of blocks in one directory.  Sizes in bytes.
+
+    Names come from `name`; whoever keeps a block holds its buffer still until *done* is called.
+    Nothing here ever fails a reader: what cannot be read was never kept.
+    """
+
+    def __init__(
+        self, path: Path, store: str, max_size: int, min_free: int, checksum: Checksum
+    ) -> None:
+        self._path = path
+        self._store = store.encode()
+        self._max_size = max_size
+        self._min_free = min_free
+        self._checksum = checksum
+        self._directory = -1
+        self._database: sqlite3.Connection | None = None
+        self._waiting: list[_Waiting] = []
+        self._wake = trio.lowlevel.ParkingLot()
+        self._used: set[bytes] = set()
+        self._quiet_until = 0.0
+        self.hits = 0
+        self.hit_bytes = 0
+        self.written_bytes = 0
+        self.damaged = 0
+        self.skipped = 0
+
+    def open(self) -> None:
+        """Open or make the directory.  Blocks; raises `MountError`."""
+        self._directory = open_private(self._path)
+        try:
+            self._database = self._connect()
+        except sqlite3.Error:
+            self._start_anew()
+
+    def close(self) -> None:
+        """Let go of the directory.  Blocks."""
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._note_uses(self._database)
+                self._database.commit()
+            self._database.close()
+            self._database = None
+        if self._directory >= 0:
+            os.close(self._directory)
+            self._directory = -1
+
+    def name(self, key: str, etag: str, size: int, unit: int, number: int) -> bytes:
+        """The name of a block: *number* counts blocks of *unit* bytes of an object version."""
+        text = f"\0{key}\0{etag}\0{size}\0{unit}\0{number}"
+        digest = hashlib.blake2b(self._store, digest_size=32)
+        digest.update(text.encode("utf-8", "surrogateescape"))
+        return digest.digest()
+
+    def has(self, name: bytes) -> bool:
+        """Whether a block seems to be here: a look into the kernel's name cache, 3 us."""
+        try:
+            os.stat(_place(name), dir_fd=self._directory, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
+    async def read(self, wanted: Sequence[Wanted]) -> list[bool]:
+        """Fill the buffers of the blocks that are here and whole; tells which."""
+        here = [item for item in wanted if self.has(item.name)]
+        if not here:
+            return [False] * len(wanted)
+        found = await trio.to_thread.run_sync(self._read_all, here)
+        self._used |= found
+        self.hits += len(found)
+        self.hit_bytes += sum(len(item.buffer) for item in wanted if item.name in found)
+        return [item.name in found for item in wanted]
+
+    def keep(self, name: bytes, data: memoryview, done: Callable[[], None]) -> bool:
+        """Have a block written soon; False when it will not be."""
+        if len(self._waiting) >= MAX_WAITING or trio.current_time() < self._quiet_until:
+            self.skipped += 1
+            return False
+        self._waiting.append(_Waiting(name, data, done))
+        self._wake.unpark_all()
+        return True
+
+    async def run(self) -> None:
+        """Write what is to be kept, until cancelled."""
+        while True:
+            while not self._waiting:
+                await self._wake.park()
+            await self._write_some()
+
+    async def flush(self) -> None:
+        """Write all that waits."""
+        while self._waiting:
+            await self._write_some()
+
+    async def _write_some(self) -> None:
+        batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+        uses, self._used = self._used, set()
+        try:
+            await trio.to_thread.run_sync(self._write_all, batch, uses)
+        except (OSError, sqlite3.Error) as error:
+            self._quiet_until = trio.current_time() + RETRY_AFTER
+            log.warning("%s: the cache is not written to for a minute: %s", self._path, error)
+        finally:
+            for item in batch:
+                item.done()
+
+    # -- in threads ------------------------------------------------------------------------
+
+    def _read_all(self, wanted: Sequence[Wanted]) -> set[bytes]:
+        return {item.name for item in wanted if self._read_one(item)}
+
+    def _read_one(self, item: Wanted) -> bool:
+        place = _place(item.name)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(place, flags, dir_fd=self._directory)
+        except OSError:
+            return False
+        try:
+            header = bytearray(HEADER.size)
+            count = os.readv(descriptor, [header, item.buffer])
+            if count == HEADER.size + len(item.buffer) and self._is_good(header, item):
+                return True
+        except OSError as error:
+            log.info("%s: %s", place, error)
+        finally:
+            os.close(descriptor)
+        self.damaged += 1
+        log.info("%s: a damaged block is dropped and fetched again", self._path / place)
+        with contextlib.suppress(OSError):
+            os.unlink(place, dir_fd=self._directory)
+        return False
+
+    def _is_good(self, header: bytearray, item: Wanted) -> bool:
+        magic, identity, size, checksum = HEADER.unpack(header)
+        if (magic, identity, size) != (MAGIC, item.name, len(item.buffer)):
+            return False
+        return bool(checksum == self._checksum(item.buffer, 0))
+
+    def _write_all(self, batch: Sequence[_Waiting], uses: set[bytes]) -> None:
+        database = self._database
+        if database is None:
+            return
+        try:
+            self._make_room(database, sum(len(item.data) for item in batch))
+            now = time.time()
+            for item in batch:
+                self._write_one(item)
+                row = (item.name, HEADER.size + len(item.data), now)
+                database.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", row)
+            self._note_uses(database, uses)
+            database.commit()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+                database.rollback()
+                return  # Another mount writes just now: these blocks are not kept.
+            log.warning("%s: the cache is damaged and starts anew: %s", self._path, error)
+            self._start_anew()
+
+    def _write_one(self, item: _Waiting) -> None:
+        place = _place(item.name)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(place[:2], 0o700, dir_fd=self._directory)
+        temporary = f"{place[:2]}/.{secrets.token_hex(8)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(temporary, flags, 0o600, dir_fd=self._directory)
+        try:
+            header = HEADER.pack(MAGIC, item.name, len(item.data), self._checksum(item.data, 0))
+            if os.writev(descriptor, [header, item.data]) != HEADER.size + len(item.data):
+                raise OSError(28, "a block was written in part only")
+            directory = self._directory
+            os.rename(temporary, place, src_dir_fd=directory, dst_dir_fd=directory)
+            self.written_bytes += len(item.data)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=self._directory)
+            raise
+        finally:
+            os.close(descriptor)
+
+    def _make_room(self, database: sqlite3.Connection, size: int) -> None:
+        """Drop the blocks that were not used for longest, before more are written."""
+        (total,) = database.execute("SELECT coalesce(sum(size), 0) FROM blocks").fetchone()
+        status = os.statvfs(self._directory)
+        free = status.f_bavail * status.f_frsize
+        excess = max(total + size - self._max_size, size + self._min_free - free)
+        for name, used in database.execute("SELECT name, size FROM blocks ORDER BY used"):
+            if excess <= 0:
+                return
+            excess -= used
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_place(name), dir_fd=self._directory)
+            database.execute("DELETE FROM blocks WHERE name = ?", (name,))
+        if excess > 0:
+            raise OSError(28, "there is no room for it")
+
+    def _note_uses(self, database: sqlite3.Connection, uses: set[bytes] | None = None) -> None:
+        now = time.time()
+        rows = [(now, name) for name in (self._used if uses is None else uses)]
+        database.executemany("UPDATE blocks SET used = ? WHERE name = ?", rows)
+
+    def _connect(self) -> sqlite3.Connection:
+        path = f"/proc/self/fd/{self._directory}/index.sqlite3"
+        with contextlib.suppress(FileExistsError):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open("index.sqlite3", flags, 0o600, dir_fd=self._directory))
+        database = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            # Only a cache: what a power loss takes is fetched again.
+            database.execute("PRAGMA synchronous = OFF")
+            database.executescript(SCHEMA)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _start_anew(self) -> None:
+        """Throw away everything: a cache that nobody can keep account of has no bound."""
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+        for entry in list(self._path.iterdir()):
+            if entry.is_dir() and not entry.is_symlink() and len(entry.name) == 2:
+                for block in entry.iterdir():
+                    block.unlink(missing_ok=True)
+            elif entry.name.startswith("index.sqlite3"):
+                entry.unlink(missing_ok=True)
+        self._database = self._connect()
+
+
+def _place(name: bytes) -> str:
+    text = name.hex()
+    return f"{text[:2]}/{text[2:]}"

@@ -1,0 +1,31 @@
+"""Directories that only we may look into: made private, and refused when they are not."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from s3mount.errors import MountError
+
+
+def open_private(path: Path) -> int:
+    """Make *path* where it is missing, and return a descriptor of it.
+
+    Raises `MountError` when somebody else owns it, or others may write into it or read it: what
+    lies there is trusted to be ours, and holds users' data.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        raise MountError(f"{path}: {error.strerror} (choose another directory)", 2) from error
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise MountError(f"{path} belongs to another user (uid {status.st_uid})", 2)
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        os.close(descriptor)
+        raise MountError(f"{path} is open to others (try: chmod 700 {path})", 2)
+    return descriptor
