@@ -229,7 +229,7 @@ class Daemon:
             Renamer(filesystem, client),
             metrics,
             ttl=config.metadata_ttl,
-            writeback_cache=False,
+            writeback_cache=True,
         )
         return _Parts(client, blocks, budget, filesystem, operations, metrics)
 
@@ -326,7 +326,7 @@ class Daemon:
         async def save(file: OpenFile) -> None:
             async with slots:
                 try:
-                    await filesystem.save(file)
+                    await filesystem.open_files.save(file)
                 except (StoreError, PosixError) as error:
                     log.error("%s: could not be saved: %s", file.inode.name, error)
                     left.append(file)

@@ -22,12 +22,16 @@ class MemoryBudget:
         """Let *reclaim* drop about so many bytes (it calls `give`) when others need them."""
         self._reclaim = reclaim
 
-    def try_take(self, size: int) -> bool:
-        """Take *size* bytes if they are there, or can be made free at once."""
-        missing = self.used + size - self.limit
+    def try_take(self, size: int, leave: int = 0) -> bool:
+        """Take *size* bytes if they are there, or can be made free at once.
+
+        *leave* bytes are left to others: whoever holds what only its own progress can free
+        must not be able to starve the readers that this progress may depend on.
+        """
+        missing = self.used + size - (self.limit - leave)
         if missing > 0 and self._reclaim is not None:
             self._reclaim(missing)
-        if self.used + size > self.limit:
+        if self.used + size > self.limit - leave:
             return False
         self.used += size
         return True

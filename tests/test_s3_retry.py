@@ -169,12 +169,12 @@ async def test_who_is_cancelled_while_waiting_takes_no_place(autojump_clock):
     async with trio.open_nursery() as nursery:
         nursery.start_soon(slots.acquire, True)
         await trio.sleep(1)
-        # Granted and cancelled in the same moment: the place goes on to the next.
-        slots.release(urgent=True)
         nursery.cancel_scope.cancel()
-    assert slots.take(urgent=True) or True
-    slots.release(urgent=True)
-    assert slots.take(urgent=True)
+        # Granted after the cancellation: whether it took it or not, no place gets lost.
+        slots.release(urgent=True)
+    if not slots.take(urgent=True):
+        slots.release(urgent=True)
+        assert slots.take(urgent=True)
 
 
 async def test_one_place_serves_everybody(autojump_clock):

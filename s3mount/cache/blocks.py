@@ -165,7 +165,7 @@ class BlockCache:
         for low in range(0, len(data), PIECE_SIZE):
             if len(data) - low >= PIECE_SIZE or len(data) == version.size:
                 piece = data[low : low + PIECE_SIZE]
-                self._pieces[BlockId(version, low // PIECE_SIZE)] = piece
+                self._put_piece(BlockId(version, low // PIECE_SIZE), piece)
                 self._keep_piece(version, low // PIECE_SIZE, piece)
             else:
                 self._budget.give(len(data) - low)
@@ -344,11 +344,14 @@ class BlockCache:
             piece = buffer[start - low : start - low + PIECE_SIZE]
             if not kept:
                 self._keep_piece(version, start // PIECE_SIZE, piece)
-            old = self._pieces.pop(BlockId(version, start // PIECE_SIZE), None)
-            if old is not None:
-                self._budget.give(len(old))
-            self._pieces[BlockId(version, start // PIECE_SIZE)] = piece
+            self._put_piece(BlockId(version, start // PIECE_SIZE), piece)
         return buffer
+
+    def _put_piece(self, block_id: BlockId, piece: memoryview) -> None:
+        old = self._pieces.pop(block_id, None)
+        if old is not None:
+            self._budget.give(len(old))
+        self._pieces[block_id] = piece
 
     async def _load_pieces(self, version: ObjectVersion, low: int, buffer: memoryview) -> bool:
         if self._disk is None:

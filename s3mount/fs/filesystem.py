@@ -18,14 +18,18 @@ from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
 from s3mount.cache.metadata import Absent, Entry
 from s3mount.cache.readahead import ReadAhead
-from s3mount.errors import PosixError, StoreError
+from s3mount.errors import (
+    PosixError,
+    StoreError,
+)
 from s3mount.fs.inodes import Inode, InodeTable
 from s3mount.fs.learner import Learner
-from s3mount.fs.markers import ATTRIBUTE_DELAY, Markers
+from s3mount.fs.markers import Markers
 from s3mount.fs.names import check_key, is_long, split_file, to_segment
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.status import Changes, Stat, changed, other_kind
+from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ABSENT, Buffer, ObjectStore
 
@@ -55,11 +59,12 @@ class FileSystem:
     ) -> None:
         self.inodes = InodeTable()
         self.namespace = namespace
-        self.files: dict[Inode, OpenFile] = {}
         self._store = store
         self._workshop = workshop
         self._exclusive_at_open = exclusive_at_open
         self.cache = namespace.cache
+        self.open_files = OpenFiles(workshop, self.inodes, self.cache)
+        self.files = self.open_files.by_inode
         self._handles: dict[int, Handle] = {}
         self._last_handle = 0
         self._closed = trio.lowlevel.ParkingLot()
@@ -131,6 +136,8 @@ class FileSystem:
             return self.stat_file(inode, file)
         if inode.parent is None:
             return Stat(inode, self.markers.unsaved.get(inode, self._root), 0)
+        if inode.gone and inode.directory:  # Removed, but somebody still has it open.
+            return Stat(inode, self.namespace.defaults.directory(0), 0)
         if inode.gone:
             raise PosixError(errno.ESTALE)
         entry = await self.namespace.find(inode.parent.prefix, inode.segment)
@@ -171,12 +178,12 @@ class FileSystem:
             if changes.size is not None and changes.size != file.size:
                 await file.truncate(changes.size)
                 if handle_number is None and file.handles == 1:
-                    await self.save(file)
+                    await self.open_files.save(file)
             self._apply(file, changes)
             return self.stat_file(inode, file)
         finally:
             file.handles -= 1
-            self.settle(file)
+            self.open_files.settle(file)
 
     def _apply(self, file: OpenFile, changes: Changes) -> None:
         attributes = changed(file.attributes, changes)
@@ -226,8 +233,8 @@ class FileSystem:
             attributes = entry.attributes or self.namespace.defaults.file(entry.modified_ns)
         assert attributes is not None
         kept = entry.kept if entry is not None else {}
-        file = self.files[inode] = OpenFile(self._workshop, inode, attributes, base, kept)
-        self.inodes.pin(inode)
+        file = OpenFile(self._workshop, inode, attributes, base, kept)
+        self.open_files.add(file)
         return file
 
     def _new_handle(self, file: OpenFile, flags: int) -> int:
@@ -274,7 +281,7 @@ class FileSystem:
     async def _claim(self, file: OpenFile, handle: int) -> None:
         """Make the name ours in the store before open(2) returns."""
         try:
-            await self.save(file)
+            await self.open_files.save(file)
         except BaseException:
             self._discard(file, handle)
             raise
@@ -284,7 +291,7 @@ class FileSystem:
         file.handles -= 1
         file.detach()
         self.detach(file.inode)
-        self.settle(file)
+        self.open_files.settle(file)
 
     async def _open_existing(
         self, parent: Inode, name: bytes, flags: int, entry: Entry | None
@@ -318,11 +325,11 @@ class FileSystem:
         """close(2): when it returns, the store has the file."""
         handle = self._handles[handle_number]
         if handle.writable or handle.file.changed:
-            await self.save(handle.file)
+            await self.open_files.save(handle.file)
 
     async def fsync(self, handle_number: int) -> None:
         """fsync(2): when it returns, the store has the file."""
-        await self.save(self._handles[handle_number].file)
+        await self.open_files.save(self._handles[handle_number].file)
 
     async def release(self, handle_number: int) -> None:
         """The last reference to a handle is gone."""
@@ -330,57 +337,17 @@ class FileSystem:
         file = handle.file
         try:
             if file.handles == 1 and file.changed and not file.unlinked and file.error is None:
-                await self.save(file)  # Pages of a mapping may come after the last close.
+                await self.open_files.save(
+                    file
+                )  # Pages of a mapping may come after the last close.
         except (StoreError, PosixError) as error:
             self._workshop.report(file.inode.key, error)
         finally:
             file.handles -= 1
             file.readers -= handle.readable
-            self.settle(file)
+            self.open_files.settle(file)
             if not self._handles:
                 self._closed.unpark_all()
-
-    async def save(self, file: OpenFile) -> None:
-        """Save a file, and take note of what the store has now."""
-        stored = await file.save()
-        if stored is not None:
-            self.saved(file)
-
-    def saved(self, file: OpenFile) -> None:
-        inode = file.inode
-        if inode.gone or inode.parent is None or file.base is None:
-            return
-        inode.shown = file.base.etag
-        now = self.cache.clock()
-        entry = Entry(
-            False, file.base.size, file.base.etag, 0, file.attributes, now, False, file.kept
-        )
-        self.cache.put(inode.parent.prefix, inode.segment, entry)
-
-    def settle(self, file: OpenFile) -> None:
-        """Decide what becomes of a file that may have lost its last handle."""
-        if file.handles or self.files.get(file.inode) is not file:
-            return
-        if file.dirty and file.changed:
-            return  # It could not be saved, and stays until it can.
-        if file.dirty:
-            self._workshop.nursery.start_soon(self._save_attributes_later, file)
-            return
-        del self.files[file.inode]
-        file.close()
-        self.inodes.unpin(file.inode)
-
-    async def _save_attributes_later(self, file: OpenFile) -> None:
-        """Wait for the other half of ``chmod; chown; touch``, then write them once."""
-        await trio.sleep(ATTRIBUTE_DELAY)
-        if file.handles or not file.dirty:
-            return
-        try:
-            await self.save(file)
-        except (StoreError, PosixError) as error:
-            file.unsaved_attributes = False
-            self._workshop.report(file.inode.key, error)
-        self.settle(file)
 
     # -- removing and making names ---------------------------------------------------------
 
@@ -395,7 +362,7 @@ class FileSystem:
             self.detach(inode)
         self._gone(parent, segment)
         if file is not None:
-            self.settle(file)
+            self.open_files.settle(file)
         await self.keep_directory(parent)
 
     async def _remove_object(self, key: str, file: OpenFile | None) -> None:

@@ -129,7 +129,8 @@ class Namespace:
                 return None
             listed = known is not None
         if listed and isinstance(known, Entry) and not known.directory:
-            entry = await self.look(prefix + segment, size=known.size if whole else None)
+            size = known.size if whole and not self._has(prefix + segment, known) else None
+            entry = await self.look(prefix + segment, size=size)
             if entry is None:  # The listing was older than we thought.
                 entry = await self._ask_both(prefix, segment)
         elif listed and isinstance(known, Entry):
@@ -137,6 +138,11 @@ class Namespace:
         else:
             entry = await self._ask_both(prefix, segment)
         return self._note(prefix, segment, entry, began)
+
+    def _has(self, key: str, known: Entry) -> bool:
+        """Whether the bytes of a small file are here, if it has not changed."""
+        version = ObjectVersion(key, known.etag, known.size)
+        return self._blocks.cached(version, 0, known.size) is not None
 
     async def _list_instead(self, prefix: str) -> bool:
         """Whether one listing has answered what many single questions would have asked.

@@ -90,15 +90,15 @@ class Renamer:
         else:
             if replaced is not None and target is not None:
                 replaced.detach()
-                self._fs.settle(replaced)
-            self._fs.saved(file)
+                self._fs.open_files.settle(replaced)
+            self._fs.open_files.saved(file)
             self._fs.cache.put(old[0].prefix, old[2], Absent(self._fs.cache.clock()))
             while file.obsolete:
                 await self._store.delete(next(iter(file.obsolete)))
                 file.obsolete.pop()
         finally:
             file.handles -= 1
-            self._fs.settle(file)
+            self._fs.open_files.settle(file)
 
     async def _rename_directory(
         self, source: Inode, target: Inode | None, parent: Inode, name: bytes, segment: str
@@ -141,4 +141,4 @@ class Renamer:
             await self._fs.markers.save(inode)
         for inode, file in list(self._fs.files.items()):
             if file.dirty and not inode.gone and inode.key.startswith(prefix):
-                await self._fs.save(file)
+                await self._fs.open_files.save(file)

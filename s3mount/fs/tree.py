@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import trio
 
-from s3mount.errors import StoreError
+from s3mount.errors import NotFound, StoreError
 from s3mount.s3.store import (
     ALWAYS,
     MAX_COPY_SIZE,
@@ -96,13 +96,17 @@ async def copy_object(
 ) -> Stored:
     """Copy one object with its metadata, in parts where it is too large for one request."""
     if source.size <= MAX_COPY_SIZE:
-        return await store.copy(
-            source.key, target, headers=None, source_etag=source.etag, condition=condition
-        )
-    info = await store.head(source.key)
-    headers = {f"x-amz-meta-{name}": value for name, value in info.metadata.items()}
-    headers["content-type"] = info.headers.get("content-type", "application/octet-stream")
-    upload_id = await store.create_upload(target, headers=headers)
+        try:
+            return await store.copy(
+                source.key, target, headers=None, source_etag=source.etag, condition=condition
+            )
+        except NotFound:
+            if not source.key.endswith("/"):
+                raise
+            # SeaweedFS shows the marker of a directory everywhere, and cannot copy it.
+            headers = await _headers(store, source.key)
+            return await store.put(target, [], headers=headers, condition=condition)
+    upload_id = await store.create_upload(target, headers=await _headers(store, source.key))
     try:
         parts = [
             await store.copy_part(
@@ -121,3 +125,11 @@ async def copy_object(
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
             await store.abort_upload(target, upload_id)
         raise
+
+
+async def _headers(store: ObjectStore, key: str) -> dict[str, str]:
+    """What an object says about itself, as a new one is told it."""
+    info = await store.head(key)
+    headers = {f"x-amz-meta-{name}": value for name, value in info.metadata.items()}
+    headers["content-type"] = info.headers.get("content-type", "application/octet-stream")
+    return headers

@@ -25,7 +25,7 @@ class RetryBudget:
         self._per_second = per_second
         self._per_success = per_success
         self._tokens = capacity
-        self._counted = 0.0
+        self._counted: float | None = None
 
     def succeeded(self) -> None:
         """Take note of a success."""
@@ -35,8 +35,8 @@ class RetryBudget:
     def delay(self) -> float:
         """Take one token; return the seconds until it is there."""
         now = trio.current_time()
-        gained = (now - self._counted) * self._per_second if self._counted else 0.0
-        self._tokens = min(self._capacity, self._tokens + gained) - 1
+        passed = 0.0 if self._counted is None else now - self._counted
+        self._tokens = min(self._capacity, self._tokens + passed * self._per_second) - 1
         self._counted = now
         return max(0.0, -self._tokens / self._per_second)
 

@@ -80,7 +80,7 @@ class StagedFile:
         if index not in self._spilled:
             block = self._blocks.get(index)
             known = len(block) if block is not None else 0
-            if self._budget.try_take(max(0, low + len(data) - known)):
+            if self._budget.try_take(max(0, low + len(data) - known), self._budget.limit // 4):
                 self._write_memory(index, low, data, whole, block)
                 return
             self._spill(index)

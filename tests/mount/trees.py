@@ -37,8 +37,9 @@ def grow(root: Path, files: int, *, seed: int = 0) -> None:
         path.chmod(random.choice((0o644, 0o600, 0o755)))
         stamp = random.randrange(10**18, 17 * 10**17)
         os.utime(path, ns=(stamp, stamp))
-    (root / "link").symlink_to("directory 0")
-    (root / "broken link").symlink_to("no/such/file")
+    for name, target in (("link", "directory 0"), ("broken link", "no/such/file")):
+        (root / name).symlink_to(target)
+        os.utime(root / name, ns=(10**18, 10**18), follow_symlinks=False)
     (root / "empty").mkdir()
 
 

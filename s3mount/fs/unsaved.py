@@ -1,0 +1,125 @@
+"""Files that are open or unsaved: saves them, tries again, and lets go of them in the end."""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from s3mount.cache.metadata import Entry, MetaCache
+from s3mount.errors import (
+    Changed,
+    Denied,
+    Exists,
+    InvalidName,
+    InvalidRequest,
+    NotFound,
+    PosixError,
+    StoreError,
+    TooLarge,
+)
+from s3mount.fs.inodes import Inode, InodeTable
+from s3mount.fs.markers import ATTRIBUTE_DELAY
+from s3mount.fs.openfile import OpenFile
+from s3mount.fs.workshop import Workshop
+
+log = logging.getLogger(__name__)
+
+# Later attempts would fail in the same way; everything else may be over by then.
+FINAL_ERRORS = (Changed, Exists, Denied, TooLarge, InvalidRequest, InvalidName, NotFound)
+RETRY_FIRST, RETRY_MOST = 1.0, 4.0  # Seconds: saved within 5 s of the store's return.
+
+
+class OpenFiles:
+    """All files that somebody has open, or that the store does not have as they are.
+
+    `by_inode` holds each of them once, and its inode is pinned for as long.
+    """
+
+    def __init__(self, workshop: Workshop, inodes: InodeTable, cache: MetaCache) -> None:
+        self.by_inode: dict[Inode, OpenFile] = {}
+        self._workshop = workshop
+        self._inodes = inodes
+        self._cache = cache
+        self._retried: set[OpenFile] = set()
+
+    def add(self, file: OpenFile) -> None:
+        """Take a file in."""
+        self.by_inode[file.inode] = file
+        self._inodes.pin(file.inode)
+
+    async def save(self, file: OpenFile) -> None:
+        """Save a file, and take note of what the store has now."""
+        stored = await file.save()
+        if stored is not None:
+            self.saved(file)
+
+    def saved(self, file: OpenFile) -> None:
+        """Take note of what the store has now."""
+        inode = file.inode
+        if inode.gone or inode.parent is None or file.base is None:
+            return
+        inode.shown = file.base.etag
+        now = self._cache.clock()
+        entry = Entry(
+            False, file.base.size, file.base.etag, 0, file.attributes, now, False, file.kept
+        )
+        self._cache.put(inode.parent.prefix, inode.segment, entry)
+
+    def settle(self, file: OpenFile) -> None:
+        """Decide what becomes of a file that may have lost its last handle."""
+        if file.handles or self.by_inode.get(file.inode) is not file:
+            return
+        if file.dirty and file.changed and not self._give_up(file):
+            if file not in self._retried:
+                self._retried.add(file)
+                self._workshop.nursery.start_soon(self._save_until_saved, file)
+            return
+        if file.dirty:
+            self._workshop.nursery.start_soon(self._save_attributes_later, file)
+            return
+        del self.by_inode[file.inode]
+        file.close()
+        self._inodes.unpin(file.inode)
+
+    def _give_up(self, file: OpenFile) -> bool:
+        """Whether no later attempt can save a file; its bytes are kept for people, then."""
+        if not isinstance(file.error, FINAL_ERRORS):
+            return False
+        path = file.keep()
+        if path is not None:
+            log.error("%s: %s; its bytes are kept in %s", file.inode.key, file.error, path)
+        file.detach()
+        self._inodes.detach(file.inode)
+        if file.inode.parent is not None:
+            self._cache.drop(file.inode.parent.prefix, file.inode.segment)
+        return True
+
+    async def _save_until_saved(self, file: OpenFile) -> None:
+        """The store did not answer in time: go on trying, for as long as nobody else does."""
+        delay = RETRY_FIRST
+        try:
+            while file.dirty and not isinstance(file.error, FINAL_ERRORS):
+                await trio.sleep(delay)
+                delay = min(2 * delay, RETRY_MOST)
+                if file.handles:
+                    return  # Whoever has opened it will save it.
+                try:
+                    await self.save(file)
+                except (StoreError, PosixError) as error:
+                    log.info("%s: still not saved: %s", file.inode.name, error)
+        finally:
+            self._retried.discard(file)
+        self.settle(file)
+
+    async def _save_attributes_later(self, file: OpenFile) -> None:
+        """Wait for the other half of ``chmod; chown; touch``, then write them once."""
+        await trio.sleep(ATTRIBUTE_DELAY)
+        if file.handles or not file.dirty:
+            return
+        try:
+            await self.save(file)
+        except (StoreError, PosixError) as error:
+            file.unsaved_attributes = False
+            self._workshop.report(file.inode.key, error)
+        self.settle(file)
