@@ -319,6 +319,8 @@ def main() -> int:
     try:
         os.stat(job.directory)  # noqa: PTH116 - a path that is a str stays one here
         LOADS[job.load](job, meter)
+        if not all(phase.amount for phase in meter.phases):
+            raise WrongData("nothing was done in time")
     except (OSError, WrongData) as error:
         print(error, file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from s3mount import __version__, checksums, control, logs, notify
+from s3mount import __version__, control, logs, notify
 from s3mount.attributes import Defaults
 from s3mount.cache.blocks import BlockCache
 from s3mount.cache.disk import BlockDisk
@@ -30,7 +30,7 @@ from s3mount.fuse import FuseOperations
 from s3mount.kernel import KernelMount, MountOptions, open_files
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
-from s3mount.s3 import session
+from s3mount.s3 import checksum, session
 from s3mount.s3.client import S3Client
 from s3mount.s3.probe import probe
 from s3mount.s3.store import Capabilities
@@ -105,7 +105,7 @@ class Daemon:
             store,
             config.max_cache_size,
             config.min_free_space,
-            checksums.function("crc64nvme"),
+            checksum.function("crc64nvme"),
         )
 
     async def main(self) -> int:
@@ -215,7 +215,7 @@ class Daemon:
             budget=budget,
             nursery=background,
             grid=PartGrid(config.part_size),
-            checksum=checksums.function(client.capabilities.checksum),
+            checksum=checksum.function(client.capabilities.checksum),
             max_window=window,
             keep_attributes=config.attributes,
             extra_headers={},

@@ -453,6 +453,13 @@ def test_a_load_process_reports_in_json(tmp_path):
     assert '"amount": 1' in output
 
 
+def test_a_load_that_did_nothing_has_failed(tmp_path):
+    job = job_for("create_small_files", tmp_path, time_box=0.0)
+    process = processes.start_module("benchmarks.load", [job.as_json()], log=subprocess.PIPE)
+    output, complaint = process.communicate(timeout=60)
+    assert (process.returncode, output, complaint) == (1, "", "nothing was done in time\n")
+
+
 def test_a_report_survives_its_way_between_processes():
     sent = LoadReport((phase(1, 2, traffic=Traffic(1, 2, 3, 4)), phase(5, 6)), False)
     assert LoadReport.from_json(sent.as_json()) == sent

@@ -12,7 +12,11 @@ segment that looks like that    ``%s3key:`` + percent-encoded segment
 ``%s3raw:`` + percent-encoded   a name that is not UTF-8
 object ``a`` beside ``a/...``   the directory ``a``, and the file ``%s3file:a``
 segment over 255 bytes          ``%s3long:`` + its SHA-256 (found by listing)
+empty object ``d_$folder$``     the directory ``d``
 ==============================  =====================================================
+
+A *slot* names one entry of a directory to the caches: its segment, or ``/`` and the segment
+for an object that stands beside a directory of its name.  No segment has a slash.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ MAX_KEY = 1024  # bytes of UTF-8, S3's limit
 
 ESCAPE = b"%s3"
 KEY, RAW, FILE, LONG = "%s3key:", "%s3raw:", "%s3file:", "%s3long:"
+FOLDER = "_$folder$"  # How old Hadoop tools end the name of an empty directory's marker.
+BESIDE = "/"
 SAFE = " !#$&'()*+,-.:;<=>?@[]^_`{|}~"
 
 
@@ -73,16 +79,36 @@ def to_name(segment: str) -> bytes:
     data = segment.encode("utf-8", "surrogateescape")
     if _is_special(segment):
         data = (KEY + _quote(data)).encode()
-    if len(data) > MAX_NAME:
-        return (
-            LONG + hashlib.sha256(segment.encode("utf-8", "surrogateescape")).hexdigest()
-        ).encode()
-    return data
+    return data if len(data) <= MAX_NAME else long_name(segment)
 
 
-def file_beside_directory(segment: str) -> bytes:
-    """The name of the object *segment* where a directory has its plain name."""
-    return FILE.encode() + to_name(segment)
+def long_name(segment: str) -> bytes:
+    """The name that shows a segment which does not fit: only a listing leads back."""
+    digest = hashlib.sha256(segment.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{LONG}{digest}".encode()
+
+
+def slot_name(slot: str) -> bytes:
+    """The file name that shows what is in *slot*."""
+    if not is_beside(slot):
+        return to_name(slot)
+    name = FILE.encode() + to_name(slot[1:])
+    return name if len(name) <= MAX_NAME else FILE.encode() + long_name(slot[1:])
+
+
+def is_beside(slot: str) -> bool:
+    """Whether *slot* is that of an object beside a directory."""
+    return slot.startswith(BESIDE)
+
+
+def key_of(prefix: str, slot: str) -> str:
+    """The key of the object in *slot* of the directory *prefix*."""
+    return prefix + slot.removeprefix(BESIDE)
+
+
+def folder_of(segment: str) -> str | None:
+    """The directory that an empty object *segment* marks in Hadoop's way, if it does."""
+    return segment[: -len(FOLDER)] if segment.endswith(FOLDER) and segment != FOLDER else None
 
 
 def split_file(name: bytes) -> bytes | None:
@@ -95,9 +121,14 @@ def is_long(name: bytes) -> bool:
     return name.startswith(LONG.encode()) and len(name) == len(LONG) + 64
 
 
-def check_key(key: str) -> None:
-    """Raise `PosixError` ENAMETOOLONG for a key that no store takes."""
-    if len(key) > MAX_KEY // 4 and len(key.encode("utf-8", "surrogateescape")) > MAX_KEY:
+def key_size(key: str) -> int:
+    """The length of a key in bytes."""
+    return len(key) if key.isascii() else len(key.encode("utf-8", "surrogateescape"))
+
+
+def check_key(key: str, limit: int = MAX_KEY) -> None:
+    """Raise `PosixError` ENAMETOOLONG for a key of more than *limit* bytes."""
+    if key_size(key) > limit:
         raise s3mount.errors.PosixError(errno.ENAMETOOLONG)
 
 

@@ -30,6 +30,8 @@ from s3mount.s3.store import Body
 log = logging.getLogger(__name__)
 
 _SLOW_SECONDS = 120.0
+_SLOWEST_RATE = 64 << 10
+_MAX_PASSING_SECONDS = 60.0
 _ASK_FIRST_SIZE = 1 << 20
 _BRIEF_SECONDS = 9.0
 _SKEW_SECONDS = 240.0
@@ -207,6 +209,9 @@ class Calls:
         now = trio.current_time()
         left = max(1.0, operation.deadline - now)
         patience = _SLOW_SECONDS if request.slow else min(FIRST_BYTE_SECONDS, left)
+        if request.body:
+            # A proxy on the way may hold megabytes that it still has to pass on.
+            patience += min(body_size(request.body) / _SLOWEST_RATE, _MAX_PASSING_SECONDS)
         # Until the body is sent it is the body that has to move.
         begin_by = now + (min(STALL_SECONDS, left) if request.body else patience)
         answered = reusable = False

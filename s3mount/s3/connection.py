@@ -4,9 +4,12 @@ Every transfer tries the system call first and waits only when it would block; a
 yields to other tasks at least once a MiB.
 """
 
+import fcntl
 import os
 import socket
 import ssl
+import sys
+import termios
 from collections.abc import Callable, Sequence
 
 import trio
@@ -133,6 +136,12 @@ class Connection:
         return False
 
     # ------------------------------------------------------------------ sending
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were sent and that the peer's machine has not confirmed yet."""
+        answer = fcntl.ioctl(self._descriptor, termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
 
     async def send(self, head: bytes, body: Sequence[Buffer]) -> bool:
         """Send a request's head and body; False when the peer answered before the end."""

@@ -15,6 +15,7 @@ from s3mount.s3.store import Body, FileSlice
 FIRST_BYTE_SECONDS = 15.0
 MAX_TEXT = 16 << 20
 _CONTINUE_SECONDS = 1.0
+_LARGE_BODY = 256 << 10
 _MAX_DISCARD = 1 << 20
 
 
@@ -144,6 +145,8 @@ async def exchange(
         if body:
             started = trio.current_time()
             complete = await _send(connection, b"" if ask_first else head, body)
+            if complete and body_size(body) >= _LARGE_BODY:
+                await _drain(connection)
             connection.watch.moving += trio.current_time() - started
             connection.watch.allow(first_byte)
         else:
@@ -164,6 +167,21 @@ async def _send(connection: Connection, head: bytes, body: Body) -> bool:
     if isinstance(body, FileSlice):
         return (not head or await connection.send(head, ())) and await connection.send_file(body)
     return await connection.send(head, body)
+
+
+async def _drain(connection: Connection) -> None:
+    """Wait while what was sent last leaves this machine, as long as it does, or for an answer.
+
+    The kernel takes megabytes at once, which a slow network then needs minutes for.
+    """
+    waiting = connection.unsent
+    while waiting:
+        with trio.move_on_after(1.0):
+            await connection.wait_readable()
+            return
+        before, waiting = waiting, connection.unsent
+        if waiting < before:
+            connection.watch.alive()
 
 
 async def _ask_first(connection: Connection, method: str, head: bytes) -> Head | None:

@@ -303,7 +303,8 @@ def test_directories_refuse_what_posix_refuses(work: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["with space", "ünïcödé 文件", "a+b&c=d?e#f%20g", "~-._!*'()", "'\"\\", "x" * 255, ".h"]
+    "name",
+    ["with space", "ünïcödé 文件", "a+b&c=d?e#f%20g", "~-._!*'()", "'\"\\x", "x" * 255, ".h"],
 )
 def test_names_of_all_kinds(work: Path, shared, name: str):
     (work / name).write_bytes(b"content")
