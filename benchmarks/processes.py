@@ -117,6 +117,12 @@ def peak_memory(pid: int) -> int:
     return sum(_own_peak_memory(each) for each in _family(pid))
 
 
+def available_memory() -> int:
+    """What the kernel could hand out without swapping, in bytes."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    return int(found[1]) << 10 if found else 0
+
+
 def _own_cpu_ticks(pid: int) -> int:
     fields = _stat_fields(pid)
     # utime, stime, cutime and cstime: fields 14 to 17, counted from 1, of proc(5).

@@ -27,7 +27,7 @@ from benchmarks.workloads import DataSets, Row, Workload
 
 LOAD_PATIENCE = 240.0  # seconds; a workload that takes longer has failed
 LONG_RUN = 30.0  # seconds; what takes longer is not repeated
-TOUCHED_MEMORY = 2 << 30  # bytes
+MOST_TOUCHED = 2 << 30  # bytes
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 _run_numbers = itertools.count(1)
@@ -209,9 +209,9 @@ def _touch_memory() -> None:
     A virtual machine hands memory that was free for a while back to its host; the first touch
     then takes up to seconds per GiB, which would be charged to whoever reads first.
     """
-    with contextlib.closing(
-        mmap.mmap(-1, TOUCHED_MEMORY, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
-    ):
+    size = min(MOST_TOUCHED, processes.available_memory() // 4)  # never at anybody's cost
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    with contextlib.closing(mmap.mmap(-1, max(size, mmap.PAGESIZE), flags)):
         pass
 
 

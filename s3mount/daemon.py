@@ -22,6 +22,7 @@ from s3mount.cache.metadata import MetaCache
 from s3mount.config import Config
 from s3mount.errors import MountError, PosixError, StoreError
 from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.names import MAX_KEY, key_size
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.renaming import Renamer
@@ -205,7 +206,13 @@ class Daemon:
             config.dir_mode & ~config.umask,
         )
         namespace = Namespace(
-            client, cache, blocks, defaults, background, keep_attributes=config.attributes
+            client,
+            cache,
+            blocks,
+            defaults,
+            background,
+            keep_attributes=config.attributes,
+            max_key=MAX_KEY - key_size(config.prefix),
         )
         window = config.read_ahead if config.read_ahead is not None else config.memory // 2
         workshop = Workshop(

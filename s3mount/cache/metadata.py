@@ -14,7 +14,7 @@ from s3mount.attributes import Attributes
 class Entry(NamedTuple):
     """What is known of one name.
 
-    `etag` is empty for a directory; `modified_ns` is Last-Modified (0: not known);
+    `etag` is empty for a directory, `size` that of its marker; `modified_ns` is Last-Modified (0: not known);
     `attributes` is None when only a listing has spoken; `checked` is when the store (or our
     own write) said so, on the clock of the cache; `marker` tells whether a directory is known
     to have a marker object of its own; `kept` are the
@@ -166,7 +166,8 @@ def _combine(listed: Entry, known: Entry) -> Entry:
     if listed.directory != known.directory:
         return listed
     if listed.directory:
-        return listed._replace(attributes=known.attributes, marker=known.marker or listed.marker)
+        marker = known.marker or listed.marker
+        return listed._replace(attributes=known.attributes, marker=marker, size=known.size)
     same = listed.etag == known.etag and listed.size == known.size
     # Our own write does not tell Last-Modified; any other difference means new metadata.
     if same and known.modified_ns in (0, listed.modified_ns):

@@ -25,7 +25,7 @@ from s3mount.errors import (
 from s3mount.fs.inodes import Inode, InodeTable
 from s3mount.fs.learner import Learner
 from s3mount.fs.markers import Markers
-from s3mount.fs.names import check_key, is_long, split_file, to_segment
+from s3mount.fs.names import BESIDE, FOLDER, key_of, slot_name
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.status import Changes, Stat, changed, other_kind
@@ -86,19 +86,13 @@ class FileSystem:
             file = self.files[inode]
             if file.dirty:
                 return self.stat_file(inode, file)
-        prefix, segment = parent.prefix, self.segment_of(name)
-        check_key(prefix + segment)
+        prefix = parent.prefix
+        segment = inode.segment if inode is not None else await self.namespace.slot_of(prefix, name)
         self._learner.looked_up(prefix, segment)
         entry = await self.namespace.find(prefix, segment)
         if entry is None:
             raise PosixError(errno.ENOENT)
         return self.stat_entry(self.inode_of(parent, name, segment, entry), entry)
-
-    def segment_of(self, name: bytes) -> str:
-        if is_long(name):
-            raise PosixError(errno.ENAMETOOLONG)
-        plain = split_file(name)
-        return to_segment(name if plain is None else plain)
 
     def inode_of(self, parent: Inode, name: bytes, segment: str, entry: Entry) -> Inode:
         """The inode for an entry: another one when the content is another.
@@ -262,12 +256,12 @@ class FileSystem:
     ) -> tuple[int, Stat]:
         """Create and open a file; the store hears of it when it is closed."""
         parent = self.inodes.get(parent_number)
-        segment = self.segment_of(name)
-        check_key(parent.prefix + segment)
+        segment = await self.namespace.slot_of(parent.prefix, name, errno.EINVAL)
         entry = await self.namespace.find(parent.prefix, segment)
         known = self.inodes.find(parent, name)
         if entry is not None or (known is not None and known in self.files):
-            return await self._open_existing(parent, name, flags, entry)
+            return await self._open_existing(parent, name, segment, flags, entry)
+        await self.namespace.check_new(parent.prefix, segment, directory=False)
         inode = self.inodes.obtain(parent, name, segment, directory=False)
         file = self._new_file(inode, None, attributes)
         if flags & os.O_EXCL or self.namespace.listing_denied:
@@ -294,12 +288,12 @@ class FileSystem:
         self.open_files.settle(file)
 
     async def _open_existing(
-        self, parent: Inode, name: bytes, flags: int, entry: Entry | None
+        self, parent: Inode, name: bytes, segment: str, flags: int, entry: Entry | None
     ) -> tuple[int, Stat]:
         if flags & os.O_EXCL:
             raise PosixError(errno.EEXIST)
         if entry is not None:
-            inode = self.inode_of(parent, name, self.segment_of(name), entry)
+            inode = self.inode_of(parent, name, segment, entry)
         else:
             found = self.inodes.find(parent, name)
             assert found is not None
@@ -354,10 +348,10 @@ class FileSystem:
     async def unlink(self, parent_number: int, name: bytes) -> None:
         """Remove a file; whoever has it open keeps its bytes."""
         parent = self.inodes.get(parent_number)
-        prefix, segment = parent.prefix, self.segment_of(name)
+        segment = await self.namespace.slot_of(parent.prefix, name)
         inode = self.inodes.find(parent, name)
         file = self.files.get(inode) if inode is not None else None
-        await self._remove_object(prefix + segment, file)
+        await self._remove_object(key_of(parent.prefix, segment), file)
         if inode is not None:
             self.detach(inode)
         self._gone(parent, segment)
@@ -377,7 +371,22 @@ class FileSystem:
 
     def _gone(self, parent: Inode, segment: str) -> None:
         self.cache.put(parent.prefix, segment, Absent(self.cache.clock()))
+        if not segment and parent.parent is not None:  # It was the marker of the directory.
+            self.cache.drop(parent.parent.prefix, parent.segment)
         self.touch_directory(parent)
+
+    def reveal(self, parent: Inode, segment: str) -> None:
+        """A directory is gone: an object of its name gets the plain name."""
+        beside = BESIDE + segment
+        entry = self.cache.get(parent.prefix, beside)
+        if isinstance(entry, Entry):
+            self.cache.put(parent.prefix, segment, entry)
+            self.cache.put(parent.prefix, beside, Absent(self.cache.clock()))
+        elif entry is None:
+            self.cache.drop(parent.prefix, segment)
+        inode = self.inodes.find(parent, slot_name(beside))
+        if inode is not None:
+            self.inodes.move(inode, parent, slot_name(segment), segment)
 
     async def keep_directory(self, directory: Inode) -> None:
         """A directory does not vanish with its last file."""
@@ -387,10 +396,12 @@ class FileSystem:
     async def mkdir(self, parent_number: int, name: bytes, attributes: Attributes) -> Stat:
         """Make a directory: its marker object."""
         parent = self.inodes.get(parent_number)
-        prefix, segment = parent.prefix, self.segment_of(name)
-        check_key(prefix + segment + "/")
-        if await self.namespace.find(prefix, segment, attributes=False) is not None:
+        prefix, namespace = parent.prefix, self.namespace
+        segment = await namespace.slot_of(prefix, name, errno.EINVAL)
+        namespace.check_key(prefix + segment + "/")
+        if await namespace.find(prefix, segment, attributes=False) is not None:
             raise PosixError(errno.EEXIST)
+        await namespace.check_new(prefix, segment, directory=True)
         await self.markers.put(prefix + segment + "/", attributes)
         self.cache.put_listing(prefix + segment + "/", {}, self.cache.clock())
         self.touch_directory(parent)
@@ -400,19 +411,26 @@ class FileSystem:
     async def rmdir(self, parent_number: int, name: bytes) -> None:
         """Remove an empty directory, whatever made it one."""
         parent = self.inodes.get(parent_number)
-        segment = self.segment_of(name)
+        segment = await self.namespace.slot_of(parent.prefix, name)
         prefix = parent.prefix + segment + "/"
         inode = self.inodes.find(parent, name)
         if inode is not None and self.has_unsaved(inode):
             raise PosixError(errno.ENOTEMPTY)
         if not await self.namespace.is_empty(prefix):
             raise PosixError(errno.ENOTEMPTY)
-        await self._store.delete(prefix)
+        await self.remove_markers(prefix)
         self.cache.drop_tree(prefix)
         if inode is not None:
             self.detach(inode)
         self._gone(parent, segment)
+        self.reveal(parent, segment)
         await self.keep_directory(parent)
+
+    async def remove_markers(self, prefix: str) -> None:
+        """Delete what makes an empty directory exist, in every style."""
+        await self._store.delete(prefix)
+        if self.namespace.folders:
+            await self._store.delete(prefix[:-1] + FOLDER)
 
     def has_unsaved(self, directory: Inode) -> bool:
         return any(i.parent is directory and not i.gone and f.dirty for i, f in self.files.items())

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from s3mount.fs.names import key_of
+
 ROOT = 1  # FUSE_ROOT_ID
 
 
 class Inode:
     """One file or directory that the kernel knows: where it hangs, and how often it is held.
 
-    `segment` is the last part of its key, `lookups` the kernel's count of references.  `gone`
+    `segment` is the slot of its directory that it is in (the last part of its key, see
+    `s3mount.fs.names`), `lookups` the kernel's count of references.  `gone`
     is set when the name stands for something else by now (unlinked, or replaced).  `pins`
     counts what else keeps the inode: its children, and its open or unsaved file.  `shown` is
     the ETag that the kernel's pages belong to (empty: none yet), `kind` the type bits that it
@@ -59,7 +62,7 @@ class Inode:
     def key(self) -> str:
         """The key of this file."""
         assert self.parent is not None
-        return self.parent.prefix + self.segment
+        return key_of(self.parent.prefix, self.segment)
 
 
 class InodeTable:

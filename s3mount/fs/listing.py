@@ -9,14 +9,14 @@ import trio
 
 from s3mount.cache.metadata import Absent, Entry, MetaCache
 from s3mount.errors import StoreError
-from s3mount.fs.names import file_beside_directory, to_name
+from s3mount.fs.names import BESIDE, FOLDER, folder_of, slot_name
 from s3mount.s3.store import ListPage, ObjectStore
 
 AHEAD = 3  # Pages that are fetched before anybody has asked for them.
 
 
 class Listed(NamedTuple):
-    """One name of a directory: as the kernel sees it, as the key has it, and what it is."""
+    """One name of a directory: as the kernel sees it, the slot that it is in, and what it is."""
 
     name: bytes
     segment: str
@@ -28,6 +28,7 @@ class Listing:
 
     `run` fetches a few pages ahead of the reader who has come furthest.  A directory that is
     larger than the metadata cache is not kept: its pages go when all have read them.
+    `folders` tells whether there are markers of Hadoop's kind.
     """
 
     def __init__(self, prefix: str, store: ObjectStore, cache: MetaCache) -> None:
@@ -37,7 +38,10 @@ class Listing:
         self._began = cache.clock()
         self._rows: list[Listed] = []
         self._dropped = 0  # Rows that came before the first one in `_rows`.
-        self._seen: dict[str, Entry] | None = {}
+        self._seen: dict[str, Entry] | None = {}  # by slot
+        self._waiting: dict[str, Entry] = {}  # Objects whose slot the next page decides.
+        self._near: set[str] = set()  # Directories that the next page may list once more.
+        self.folders = False
         self._wanted = 0
         self._done = False
         self._error: StoreError | None = None
@@ -48,7 +52,7 @@ class Listing:
         """A listing of what the cache has."""
         listing = cls.__new__(cls)
         listing._rows = [
-            Listed(to_name(segment), segment, entry)
+            Listed(slot_name(segment), segment, entry)
             for segment, entry in known.items()
             if isinstance(entry, Entry)
         ]
@@ -123,32 +127,67 @@ class Listing:
             await self._changed.park()
 
     def _add(self, page: ListPage) -> None:
-        now = self._began
-        start = len(self._prefix)
-        for prefix in page.prefixes:
-            segment = prefix[start:-1]
-            self._add_row(segment, Entry(True, 0, "", 0, None, now), beside=False)
+        """Turn a page into rows; what the next one may make something else of waits for it.
+
+        ``a/`` and ``a_$folder$`` come later than ``a``, perhaps by pages.  Stores that list in
+        no order (SeaweedFS) tell even later: then a row becomes another one where it stands.
+        """
+        files, self._waiting = self._waiting, {}
+        start, began = len(self._prefix), self._began
+        directories = [prefix[start:-1] for prefix in page.prefixes]
         for key, size, etag, modified_ns, _storage_class in page.objects:
             segment = key[start:]
-            if segment:  # The marker of the directory itself is no entry of it.
-                self._add_row(
-                    segment, Entry(False, size, etag, modified_ns, None, now), beside=True
-                )
+            folder = folder_of(segment)
+            if key and (size or (segment and folder is None)):
+                files[segment] = Entry(False, size, etag, modified_ns, None, began)
+            elif folder is not None:
+                self.folders = True
+                directories.append(folder)
+        for segment in directories:
+            self._add_directory(segment)
+        end = _end_of(page, start)
+        for segment, entry in files.items():
+            if end is not None and segment + FOLDER >= end:
+                self._waiting[segment] = entry
+            else:
+                self._add_file(segment, entry)
+        self._near = {one for one in self._near if end is not None and one + FOLDER >= end}
         if self._seen is not None and len(self._seen) > self._cache.max_entries // 2:
             self._seen = None
 
-    def _add_row(self, segment: str, entry: Entry, *, beside: bool) -> None:
+    def _add_directory(self, segment: str) -> None:
         known = None if self._seen is None else self._seen.get(segment)
-        if known is not None and known.directory != entry.directory:
-            self._add_beside(segment, entry if beside else known)
-            if beside:
-                return
-        if self._seen is not None:
-            self._seen[segment] = entry
-        self._rows.append(Listed(to_name(segment), segment, entry))
+        if segment in self._near or (known is not None and known.directory):
+            return
+        self._near.add(segment)
+        entry = Entry(True, 0, "", 0, None, self._began)
+        if known is None:
+            self._add_row(segment, entry)
+            return
+        assert self._seen is not None
+        self._seen[segment] = entry
+        self._rows = [
+            row if row.segment != segment else Listed(row.name, segment, entry)
+            for row in self._rows
+        ]
+        self._add_row(BESIDE + segment, known)
 
-    def _add_beside(self, segment: str, entry: Entry) -> None:
-        """An object has the name of a directory: it is shown by its other name."""
-        name = file_beside_directory(segment)
-        self._rows = [row for row in self._rows if row.segment != segment or row.entry.directory]
-        self._rows.append(Listed(name, segment, entry))
+    def _add_file(self, segment: str, entry: Entry) -> None:
+        known = None if self._seen is None else self._seen.get(segment)
+        beside = segment in self._near or (known is not None and known.directory)
+        self._add_row(BESIDE + segment if beside else segment, entry)
+
+    def _add_row(self, slot: str, entry: Entry) -> None:
+        if self._seen is not None:
+            if slot in self._seen:
+                return
+            self._seen[slot] = entry
+        self._rows.append(Listed(slot_name(slot), slot, entry))
+
+
+def _end_of(page: ListPage, start: int) -> str | None:
+    """The last name of a page, None when nothing follows it."""
+    if page.token is None:
+        return None
+    last = [page.objects[-1].key] if page.objects else []
+    return max([*last, *page.prefixes[-1:]], default="")[start:]

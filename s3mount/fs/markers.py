@@ -8,7 +8,7 @@ import trio
 
 from s3mount.attributes import Attributes
 from s3mount.cache.metadata import Entry
-from s3mount.errors import StoreError
+from s3mount.errors import NotFound, StoreError
 from s3mount.fs.inodes import Inode, InodeTable
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.workshop import Workshop
@@ -32,8 +32,8 @@ class Markers:
     async def put(self, prefix: str, attributes: Attributes) -> None:
         """Write the marker of the directory *prefix*."""
         await self._store.put(prefix, [], headers=self._workshop.marker_headers(attributes))
-        above, _, segment = prefix[:-1].rpartition("/")
-        above = above + "/" if above else ""
+        above, slash, segment = prefix[:-1].rpartition("/")
+        above += slash
         cache = self._namespace.cache
         cache.put(above, segment, Entry(True, 0, "", 0, attributes, cache.clock(), True))
 
@@ -58,11 +58,26 @@ class Markers:
             return
         try:
             if not inode.gone and inode.parent is not None:
-                await self.put(inode.prefix, attributes)
+                await self._replace(inode.parent, inode, attributes)
         finally:
             if self.unsaved.get(inode) is attributes:
                 del self.unsaved[inode]
                 self._inodes.unpin(inode)
+
+    async def _replace(self, parent: Inode, inode: Inode, attributes: Attributes) -> None:
+        cache, prefix = self._namespace.cache, inode.prefix
+        entry = cache.peek(parent.prefix, inode.segment)
+        if entry is not None and entry.attributes is not None and not entry.size:
+            await self.put(prefix, attributes)
+            return
+        # Somebody's marker may have content, which is not ours to drop.
+        headers = self._workshop.marker_headers(attributes)
+        try:
+            await self._store.copy(prefix, prefix, headers=headers, source_etag=None)
+        except NotFound:
+            await self.put(prefix, attributes)
+        else:
+            cache.drop(parent.prefix, inode.segment)
 
     async def keep(self, directory: Inode) -> None:
         """Give a directory a marker, if it has none and nothing else is left in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,8 +12,25 @@ import trio
 from s3mount.attributes import Defaults, decode
 from s3mount.cache.blocks import BlockCache, ObjectVersion
 from s3mount.cache.metadata import Absent, Entry, MetaCache
-from s3mount.errors import Denied, InvalidName, InvalidRange, NotFound, StoreError
+from s3mount.errors import Denied, InvalidName, InvalidRange, NotFound, PosixError, StoreError
 from s3mount.fs.listing import Listing
+from s3mount.fs.names import (
+    BESIDE,
+    ESCAPE,
+    FILE,
+    FOLDER,
+    MAX_NAME,
+    check_key,
+    folder_of,
+    is_beside,
+    is_long,
+    key_of,
+    key_size,
+    long_name,
+    slot_name,
+    split_file,
+    to_segment,
+)
 from s3mount.s3.store import ListPage, ObjectInfo, ObjectStore
 
 log = logging.getLogger(__name__)
@@ -48,7 +66,9 @@ def kept_headers(info: ObjectInfo) -> Mapping[str, str]:
 class Namespace:
     """Answers "what is *segment* under *prefix*?" from the cache or the store.
 
-    Each question is under way once, however many ask it.
+    Each question is under way once, however many ask it.  A *segment* here is a slot, see
+    `s3mount.fs.names`.  `folders` tells whether markers of Hadoop's kind have been seen, which
+    cost a question more; *max_key* is the most bytes that a key may have.
     """
 
     def __init__(
@@ -60,10 +80,13 @@ class Namespace:
         nursery: trio.Nursery,
         *,
         keep_attributes: bool,
+        max_key: int,
     ) -> None:
         self.cache = cache
         self.defaults = defaults
         self.keep_attributes = keep_attributes
+        self.folders = False
+        self._max_key = max_key
         self._store = store
         self._blocks = blocks
         self._nursery = nursery
@@ -72,7 +95,55 @@ class Namespace:
         self._listing_denied = False
         self._missed = ("", 0.0)
         self._sizes: dict[str, int] = {}
+        self._long_segments: dict[tuple[str, bytes], str] = {}
         self._kept: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
+
+    # -- names and slots -------------------------------------------------------------------
+
+    async def slot_of(self, prefix: str, name: bytes, missing: int = errno.ENOENT) -> str:
+        """The slot that a file name stands for.
+
+        Raises `PosixError`: ENAMETOOLONG, and *missing* for a name that looks like an escape
+        of something that is not there.
+        """
+        plain = split_file(name)
+        shown = name if plain is None else plain
+        segment = await self._long_segment(prefix, shown) if is_long(shown) else to_segment(shown)
+        if segment is None:
+            raise PosixError(missing)
+        slot = segment if plain is None else BESIDE + segment
+        if name.startswith(ESCAPE) and slot_name(slot) != name:
+            raise PosixError(missing)
+        self.check_key(key_of(prefix, slot))
+        return slot
+
+    def check_key(self, key: str) -> None:
+        """Raise `PosixError` ENAMETOOLONG for a key that no store takes."""
+        check_key(key, self._max_key)
+
+    async def check_new(self, prefix: str, slot: str, *, directory: bool) -> None:
+        """Raise `PosixError` EINVAL where nothing can be made: the name only shows what is."""
+        if is_beside(slot):
+            other = await self.find(prefix, slot[1:], attributes=False)
+            if directory or other is None or not other.directory:
+                raise PosixError(errno.EINVAL)
+        elif not slot and not directory:
+            raise PosixError(errno.EINVAL)
+
+    async def _long_segment(self, prefix: str, name: bytes) -> str | None:
+        """The segment that is shown by its digest, found by listing the directory."""
+        if (prefix, name) in self._long_segments:
+            return self._long_segments[prefix, name]
+        listing, index = self.listing(prefix), 0
+        while (row := await listing.row(index)) is not None:
+            index += 1
+            segment = row.segment.removeprefix(BESIDE)
+            if key_size(segment) > MAX_NAME - len(FILE) and long_name(segment) == name:
+                if len(self._long_segments) > 10_000:
+                    self._long_segments.clear()
+                self._long_segments[prefix, name] = segment
+                return segment
+        return None
 
     # -- one name --------------------------------------------------------------------------
 
@@ -129,8 +200,8 @@ class Namespace:
                 return None
             listed = known is not None
         if listed and isinstance(known, Entry) and not known.directory:
-            size = known.size if whole and not self._has(prefix + segment, known) else None
-            entry = await self.look(prefix + segment, size=size)
+            size = known.size if whole and not self._has(key_of(prefix, segment), known) else None
+            entry = await self.look(key_of(prefix, segment), size=size)
             if entry is None:  # The listing was older than we thought.
                 entry = await self._ask_both(prefix, segment)
         elif listed and isinstance(known, Entry):
@@ -173,9 +244,9 @@ class Namespace:
         self.cache.put(prefix, segment, Absent(began) if entry is None else entry)
         return entry
 
-    async def _ask_both(self, prefix: str, segment: str) -> Entry | None:
-        """A name that nothing is known of: an object, a directory, or nothing."""
-        key = prefix + segment
+    async def _ask_both(self, prefix: str, slot: str) -> Entry | None:
+        """A name that nothing is known of: an object, a directory, both, or nothing."""
+        key, began = key_of(prefix, slot), self.cache.clock()
         answers: dict[str, Entry | None] = {}
         failures: dict[str, StoreError] = {}
 
@@ -188,12 +259,19 @@ class Namespace:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, "object", lambda: self.look(key))
             nursery.start_soon(ask, "directory", lambda: self._look_prefix(key + "/"))
-        if answers.get("directory") is not None:
-            return answers["directory"]
-        if answers.get("object") is not None:
-            return answers["object"]
-        self._judge(failures)
-        return None
+            if self.folders:
+                nursery.start_soon(ask, "folder", lambda: self._look_folder(key))
+        directory, file = answers.get("directory") or answers.get("folder"), answers.get("object")
+        found = directory or file
+        if directory is not None and file is not None:
+            plain = slot.removeprefix(BESIDE)
+            self._note(prefix, plain, directory, began)
+            self._note(prefix, BESIDE + plain, file, began)
+        if is_beside(slot):
+            found = file if directory is not None else None
+        if found is None:
+            self._judge(failures)
+        return found
 
     def _judge(self, failures: Mapping[str, StoreError]) -> None:
         """Raise what stands in the way of saying "there is nothing".
@@ -218,12 +296,16 @@ class Namespace:
 
     async def look(self, key: str, *, size: int | None = None) -> Entry | None:
         """What HEAD says of an object, or None; with the bytes of a small one, at once."""
+        if not key:
+            return None  # That would be the bucket.
         try:
             if size is not None and 0 < size <= HEAD_SIZE:
                 return await self._look_inside(key, size)
-            return self.entry(await self._store.head(key))
+            entry = self.entry(await self._store.head(key))
         except (NotFound, InvalidName):
             return None
+        marks = key.endswith("/") or folder_of(key) is not None
+        return None if marks and entry.size == 0 else entry
 
     async def _look_inside(self, key: str, size: int) -> Entry:
         buffer = memoryview(bytearray(size))
@@ -236,11 +318,22 @@ class Namespace:
         return self.entry(info)
 
     async def _look_prefix(self, key: str) -> Entry | None:
+        if key_size(key) > self._max_key:
+            return None
         page = await self._store.list_page(key, token=None, flat=True, limit=1)
         if not page.objects and not page.prefixes:
             return None
         marker = any(listed.key == key for listed in page.objects)
         return await self._look_directory(key, marker=marker)
+
+    async def _look_folder(self, key: str) -> Entry | None:
+        """The directory that Hadoop's marker makes of *key*, where nothing is under it."""
+        try:
+            info = await self._store.head(key + FOLDER)
+        except (NotFound, InvalidName):
+            return None
+        bare = self.defaults.directory(info.modified_ns)
+        return Entry(True, 0, "", info.modified_ns, bare, self.cache.clock())
 
     async def _look_directory(self, key: str, *, marker: bool) -> Entry:
         now = self.cache.clock()
@@ -253,7 +346,7 @@ class Namespace:
             else:
                 bare = self.defaults.directory(info.modified_ns)
                 attributes = decode(info.metadata, bare)
-                return Entry(True, 0, "", info.modified_ns, attributes, now, True)
+                return Entry(True, info.size, "", info.modified_ns, attributes, now, True)
         return Entry(True, 0, "", 0, self.defaults.directory(0), now, marker)
 
     def entry(self, info: ObjectInfo) -> Entry:
@@ -289,6 +382,7 @@ class Namespace:
         try:
             await listing.run()
         finally:
+            self.folders = self.folders or listing.folders
             if self._listings.get(prefix) is listing:
                 del self._listings[prefix]
 
@@ -297,7 +391,7 @@ class Namespace:
         token: str | None = None
         while True:
             page: ListPage = await self._store.list_page(prefix, token=token, flat=True, limit=2)
-            if any(listed.key != prefix for listed in page.objects):
+            if any(listed.key != prefix or listed.size for listed in page.objects):
                 return False
             if page.token is None:
                 return True

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
-from s3mount.errors import PosixError, StoreError
+from s3mount.errors import Exists, NotFound, PosixError, StoreError
 from s3mount.fs.filebytes import FileBytes
 from s3mount.s3.store import (
     ALWAYS,
@@ -53,12 +53,29 @@ class OpenFile(FileBytes):
 
     async def _save(self) -> Stored:
         try:
-            stored = await (self._save_bytes() if self.changed else self._save_attributes())
+            try:
+                stored = await (self._save_bytes() if self.changed else self._save_attributes())
+            except Exists:
+                if not await self._is_ghost():
+                    raise
+                self.condition = ALWAYS
+                stored = await self._save_bytes()
         except StoreError as error:
             self.error = error
             raise
         self.error = None
         return stored
+
+    async def _is_ghost(self) -> bool:
+        """Whether nothing is there after all.
+
+        SeaweedFS takes a directory that has lost its last object for an object of that name.
+        """
+        try:
+            await self._workshop.store.head(self.inode.key)
+        except NotFound:
+            return True
+        return False
 
     async def _save_bytes(self) -> Stored:
         key, headers, attributes = self.inode.key, self.headers(), self.attributes

@@ -11,7 +11,7 @@ from s3mount.cache.metadata import Absent, Entry
 from s3mount.errors import PosixError
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.inodes import Inode
-from s3mount.fs.names import check_key
+from s3mount.fs.names import FOLDER
 from s3mount.fs.tree import TreeMover
 from s3mount.s3.store import ObjectStore
 
@@ -37,14 +37,15 @@ class Renamer:
             self._fs.inodes.get(new_parent_number),
         )
         source = (await self._fs.lookup(parent_number, name)).inode
-        segment = self._fs.segment_of(new_name)
-        check_key(new_parent.prefix + segment)
+        namespace = self._fs.namespace
+        segment = await namespace.slot_of(new_parent.prefix, new_name, errno.EINVAL)
         try:
             target = (await self._fs.lookup(new_parent_number, new_name)).inode
         except PosixError as error:
             if error.errno != errno.ENOENT:
                 raise
             target = None
+            await namespace.check_new(new_parent.prefix, segment, directory=source.directory)
         if target is source:
             return
         if target is not None and flags & RENAME_NOREPLACE:
@@ -123,6 +124,9 @@ class Renamer:
         self._fs.inodes.move(source, parent, name, segment)
         self._moved_files(old, new, moved)
         self._fs.cache.put(old_parent.prefix, old_segment, Absent(self._fs.cache.clock()))
+        if self._fs.namespace.folders:
+            await self._store.delete(old[:-1] + FOLDER)
+        self._fs.reveal(old_parent, old_segment)
         marker = Entry(True, 0, "", 0, attributes, self._fs.cache.clock(), True)
         self._fs.cache.put(parent.prefix, segment, marker)
 

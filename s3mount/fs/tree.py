@@ -41,8 +41,23 @@ class TreeMover:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
                 await self._store.delete_many(list(moved))
             raise
-        await self.delete([listed.key for listed in objects])
+        await self._delete_tree([listed.key for listed in objects], old)
         return moved
+
+    async def _delete_tree(self, keys: Sequence[str], prefix: str) -> None:
+        """Delete the objects of a tree, the directories last and from the inside out.
+
+        Also those that have no marker: some stores (SeaweedFS) go on listing a directory
+        after its last object has gone, and refuse to make a file of its name.
+        """
+        directories = {prefix}
+        for key in keys:
+            end = key.rfind("/", len(prefix))
+            while end >= 0 and key[: end + 1] not in directories:
+                directories.add(key[: end + 1])
+                end = key.rfind("/", len(prefix), end)
+        await self.delete([key for key in keys if not key.endswith("/")])
+        await self.delete(sorted(directories, key=lambda name: (-name.count("/"), name)))
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Delete objects in batches; raises the first failure."""

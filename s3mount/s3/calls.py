@@ -37,6 +37,7 @@ _BRIEF_SECONDS = 9.0
 _SKEW_SECONDS = 240.0
 _EXPLAIN_SECONDS = 5.0
 _REDIRECTS = frozenset({301, 302, 307, 308})
+_REGION_CODES = frozenset({"AuthorizationHeaderMalformed", "IllegalLocationConstraintException"})
 
 
 class Request(NamedTuple):
@@ -68,6 +69,11 @@ class Request(NamedTuple):
 class Incoming(Protocol):
     """Who takes the body of a GET, over as many attempts as it needs."""
 
+    @property
+    def received(self) -> int:
+        """Bytes that have arrived for good."""
+        ...
+
     def request(self) -> Request:
         """The request for what is still missing."""
         ...
@@ -89,6 +95,23 @@ class Statistics:
     connections: int = 0
 
 
+class _Route:
+    """The way to the bucket: replaced as a whole, for all who use it, when it has moved."""
+
+    def __init__(self, settings: EndpointSettings, slots: Slots) -> None:
+        self.settings = settings
+        self.signer = Signer(settings.region)
+        self.pool = Pool(Dialer(settings), slots)
+        self._slots = slots
+
+    def change(self, settings: EndpointSettings) -> None:
+        """Go to another endpoint from now on."""
+        self.settings = settings
+        self.signer.region = settings.region
+        self.pool.close()
+        self.pool = Pool(Dialer(settings), self._slots)
+
+
 class Calls:
     """Makes calls to one endpoint with one identity."""
 
@@ -100,17 +123,19 @@ class Calls:
         timeout: float,
         max_connections: int,
     ) -> None:
-        self.settings = settings
         self.timeout = timeout
         self.statistics = Statistics()
         self._credentials = credentials
-        self._signer = Signer(settings.region)
-        self._slots = Slots(max_connections)
-        self._pool = Pool(Dialer(settings), self._slots)
+        self._route = _Route(settings, Slots(max_connections))
         self._pulse = Pulse()
         self._budget = RetryBudget(capacity=100, per_second=10, per_success=0.2)
         self._explained = float("-inf")
         self._asks_first = True
+
+    @property
+    def settings(self) -> EndpointSettings:
+        """The endpoint, as redirects have corrected it."""
+        return self._route.settings
 
     def within(self, timeout: float) -> "Calls":
         """The same connections, credentials and counters, with another time limit."""
@@ -120,7 +145,7 @@ class Calls:
 
     def close(self) -> None:
         """Close idle connections, and the others when their requests are done."""
-        self._pool.close()
+        self._route.pool.close()
 
     def begin(self) -> Operation:
         """Start the clock of a call."""
@@ -143,9 +168,12 @@ class Calls:
         while True:
             if incoming is not None:
                 request = incoming.request()
+            before = 0 if incoming is None else incoming.received
             try:
                 answer = await self._attempt(operation, request, receiver)
             except Broken as error:
+                if incoming is not None and incoming.received > before:
+                    operation.progressed()
                 await self._after_break(operation, request, error)
                 continue
             if _succeeded(request, answer):
@@ -164,7 +192,7 @@ class Calls:
             if credentials is None:
                 credentials = await self._credentials.refresh(None)
             operation.credentials = credentials
-        pool = self._pool  # A redirect may replace it while we are at it.
+        pool = self._route.pool  # A redirect may replace it while we are at it.
         connection = pool.take(request.urgent)
         if connection is not None:
             try:
@@ -204,14 +232,14 @@ class Calls:
         credentials: Credentials | None,
         receiver: Receiver | None,
     ) -> Answer:
-        asks = request.ask_first and self._asks_first and body_size(request.body) >= _ASK_FIRST_SIZE
+        size = body_size(request.body) if request.body else 0
+        asks = request.ask_first and self._asks_first and size >= _ASK_FIRST_SIZE
         head = self._render(request, credentials, asks)
         now = trio.current_time()
         left = max(1.0, operation.deadline - now)
         patience = _SLOW_SECONDS if request.slow else min(FIRST_BYTE_SECONDS, left)
-        if request.body:
-            # A proxy on the way may hold megabytes that it still has to pass on.
-            patience += min(body_size(request.body) / _SLOWEST_RATE, _MAX_PASSING_SECONDS)
+        # A proxy on the way may hold megabytes that it still has to pass on.
+        patience += min(size / _SLOWEST_RATE, _MAX_PASSING_SECONDS)
         # Until the body is sent it is the body that has to move.
         begin_by = now + (min(STALL_SECONDS, left) if request.body else patience)
         answered = reusable = False
@@ -237,9 +265,8 @@ class Calls:
                 self._count(request.kind, connection)
                 if answered:
                     self._pulse.last = trio.current_time()
-                self._pool.release(
-                    connection, self._pulse.last, urgent=request.urgent, reusable=reusable
-                )
+                idle_since = self._pulse.last
+                pool.release(connection, idle_since, urgent=request.urgent, reusable=reusable)
         connection.timed_out = True
         raise Broken("the store did not answer in time")
 
@@ -254,7 +281,7 @@ class Calls:
         method, query = request.method, request.query
         headers = {"host": self.settings.authority, **request.headers}
         if credentials is not None:
-            self._signer.sign(
+            self._route.signer.sign(
                 credentials, method, request.path, query, headers, request.payload_hash
             )
         if method in ("PUT", "POST"):
@@ -282,10 +309,10 @@ class Calls:
         refusal = refusal_of(answer)
         if answer.status >= 500 or answer.status < 300:
             operation.uncertain = True
-        if request.method != "HEAD" or refusal.status not in (400, 403) or refusal.region:
-            repaired = await self._repair(operation, refusal, answer)
+        if request.method == "HEAD" and refusal.status in (400, 403) and not self._is_away(refusal):
+            repaired = await self._repair_head(operation, request)
         else:
-            repaired = await self._repair_head(operation, request, refusal, answer)
+            repaired = await self._repair(operation, refusal, answer)
         if not repaired:
             wait = retry_after_seconds(answer.headers.get("retry-after"), time.time())
             if not refusal.transient or not await operation.back_off(self._budget, wait):
@@ -305,12 +332,15 @@ class Calls:
         if refusal.status == 417 and self._asks_first:
             self._asks_first = False
             return True
-        moved = refusal.status in _REDIRECTS or (refusal.region and refusal.status in (400, 403))
-        return bool(moved) and operation.repair("region") and self._move(refusal, answer)
+        if refusal.status in _REDIRECTS or code in _REGION_CODES or self._is_away(refusal):
+            return operation.repair("region") and self._move(refusal, answer)
+        return False
 
-    async def _repair_head(
-        self, operation: Operation, request: Request, refusal: Refusal, answer: Answer
-    ) -> bool:
+    def _is_away(self, refusal: Refusal) -> bool:
+        """Whether a refusal names another region than ours."""
+        return refusal.region not in ("", self.settings.region)
+
+    async def _repair_head(self, operation: Operation, request: Request) -> bool:
         """Find out why a HEAD was refused, which it cannot say, by a GET of one byte.
 
         Seldom, since most often the reason is just that the key is forbidden.
@@ -336,10 +366,10 @@ class Calls:
         except ValueError:
             return False
         offset = theirs - time.time()
-        if abs(offset - self._signer.clock_offset) < _SKEW_SECONDS:
+        if abs(offset - self._route.signer.clock_offset) < _SKEW_SECONDS:
             return False
         log.warning("the clock of this machine is %.0f s off the clock of the store", -offset)
-        self._signer.clock_offset = offset
+        self._route.signer.clock_offset = offset
         return True
 
     async def _renew(self, operation: Operation) -> bool:
@@ -357,10 +387,7 @@ class Calls:
             if settings == self.settings:
                 return False
         if settings != self.settings:
-            self.settings = settings
-            self._signer.region = settings.region
-            self._pool.close()
-            self._pool = Pool(Dialer(settings), self._slots)
+            self._route.change(settings)
         return True
 
 

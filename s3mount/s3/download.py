@@ -17,7 +17,7 @@ class Download:
     """The bytes from *start* on of one version of an object, into *views*.
 
     The version is the one of *etag*, or else the one that the first answer is of; `headers`
-    and `size` are what that answer told.
+    and `size` are what that answer told; `received` counts the bytes that are in place.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Download:
         self._room = sum([len(view) for view in views])
         self._etag = etag
         self._progress = progress
-        self._received = self._told = 0
+        self.received = self._told = 0
         # Only of a version that is pinned: another one may be much longer.
         self._whole = not start and etag is not None and size is not None and size <= self._room
         self.size = -1
@@ -43,7 +43,7 @@ class Download:
 
     def request(self) -> Request:
         """The request for what is still missing."""
-        first = self._start + self._received
+        first = self._start + self.received
         headers = {}
         if first or not self._whole:
             headers["range"] = f"bytes={first}-{self._start + self._room - 1}"
@@ -55,15 +55,15 @@ class Download:
 
     def restart(self) -> None:
         """Forget what has arrived."""
-        self._received = 0
+        self.received = 0
 
     async def receive(self, connection: Connection, head: Head) -> None:
         """Take the body of a 2xx answer."""
         first, size = self._extent(head)
         self._pin(head, size)
-        position = self._start + self._received
+        position = self._start + self.received
         stop = min(self._start + self._room, size)
-        wanted = pieces_of(self._views, self._received, stop - position)
+        wanted = pieces_of(self._views, self.received, stop - position)
         begun = trio.current_time()
         try:
             if first == position and head.length in (None, stop - position):
@@ -103,7 +103,7 @@ class Download:
             raise Broken("the answer has a malformed Content-Range")
         begin, end, size = int(first), int(last) + 1, int(total)
         if (
-            begin != self._start + self._received
+            begin != self._start + self.received
             or end != min(self._start + self._room, size)
             or head.length not in (None, end - begin)
         ):
@@ -115,21 +115,21 @@ class Download:
         etag = head.headers.get("etag", "")
         if self._etag is not None and etag != self._etag:
             raise Changed(f"{self._request.what}: the object was replaced")
-        if self._received and size != self.size:
+        if self.received and size != self.size:
             raise Changed(f"{self._request.what}: the object was replaced")
         self._etag = etag or None
         self.size = size
         self.headers = dict(head.headers)
 
     def _moved(self, count: int) -> None:
-        self._received += count
-        if self._progress is not None and self._received > self._told:
-            self._told = self._received
-            self._progress(self._received)
+        self.received += count
+        if self._progress is not None and self.received > self._told:
+            self._told = self.received
+            self._progress(self.received)
 
     def damaged(self) -> bool:
         """Whether a whole object arrived that is not what its checksum says."""
-        if self._start or self._received != self.size:
+        if self._start or self.received != self.size:
             return False
         stored = checksum.stored(self.headers)
         if stored is None:

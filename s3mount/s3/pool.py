@@ -7,7 +7,6 @@ import trio
 from s3mount.s3.connection import Connection
 from s3mount.s3.dial import Dialer
 
-_TRUSTED_SECONDS = 0.05
 _MAX_IDLE_SECONDS = 60.0  # Middle boxes forget silent connections, some after 100 s.
 
 
@@ -109,13 +108,11 @@ class Pool:
         self._slots.release(urgent)
 
     def _take_idle(self) -> Connection | None:
-        now = trio.current_time()
+        oldest = trio.current_time() - _MAX_IDLE_SECONDS
         while self._idle:
             connection = self._idle.pop()
-            idle = now - connection.idle_since
-            # A peer hardly hangs up at once, and when it does the request goes to a fresh one.
-            if idle < _TRUSTED_SECONDS or (idle < _MAX_IDLE_SECONDS and connection.clean):
-                if self._idle and self._idle[0].idle_since < now - _MAX_IDLE_SECONDS:
+            if connection.idle_since >= oldest and connection.clean:
+                if self._idle and self._idle[0].idle_since < oldest:
                     self._idle.pop(0).close()
                 return connection
             connection.close()

@@ -16,6 +16,7 @@ from s3mount.s3.client import S3Client
 from s3mount.s3.store import ABSENT, Capabilities, ObjectInfo, PartDone, Precondition, Stored
 
 _TIMEOUT_SECONDS = 10.0
+_PATIENCE_SECONDS = 30.0
 _WRONG = Precondition(etag='"00000000000000000000000000000000"')
 
 _T = TypeVar("_T")
@@ -45,7 +46,10 @@ async def probe(client: S3Client, scratch_prefix: str) -> Capabilities:
     base = f"{scratch_prefix}probe-{uuid.uuid4()}"
     run = _Probe(client.assuming(assumed, _TIMEOUT_SECONDS), scratch_prefix, base)
     try:
-        await run.try_everything()
+        with trio.move_on_after(_PATIENCE_SECONDS) as patience:
+            await run.try_everything()
+        if patience.cancelled_caught:
+            run.note("the trials took too long: what they did not find is assumed")
     finally:
         with trio.move_on_after(_TIMEOUT_SECONDS, shield=True):
             await run.clean_up()
@@ -75,6 +79,10 @@ class _Probe:
         self._keys: list[str] = []
         self._uploads: dict[str, str] = {}
 
+    def note(self, sentence: str) -> None:
+        """Add a sentence to what the user is told."""
+        self._notes.append(sentence)
+
     def capabilities(self, assumed: Capabilities) -> Capabilities:
         """What was found, and what is assumed where nothing was."""
         weak = [f"the store {_WEAKNESSES[name]}" for name, good in self._found.items() if not good]
@@ -91,7 +99,7 @@ class _Probe:
             self._client.adopt(replace(self._client.capabilities, unsigned_payload=False))
             written = await _outcome(self._try_writing)
         if isinstance(written, StoreError):
-            self._notes.append(
+            self.note(
                 f"writing was not possible ({written}): the store is assumed to do all it should"
             )
         else:
@@ -137,7 +145,7 @@ class _Probe:
     async def _try_listing(self) -> None:
         page = await _outcome(lambda: self._client.list_page("", token=None, limit=1))
         if isinstance(page, Denied):
-            self._notes.append("listing is denied: the store is assumed to know ListObjectsV2")
+            self.note("listing is denied: the store is assumed to know ListObjectsV2")
         elif not isinstance(page, StoreError):
             self._found["list_v2"] = self._client.capabilities.list_v2
 
@@ -214,7 +222,7 @@ class _Probe:
         )
 
     def _note_no_multipart(self, reason: object) -> None:
-        self._notes.append(f"multipart uploads were not possible ({reason})")
+        self.note(f"multipart uploads were not possible ({reason})")
         if isinstance(reason, StoreError) and _told(reason):
             self._found.update(copy_part=False, conditional_complete=False)
 

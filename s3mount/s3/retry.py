@@ -74,6 +74,10 @@ class Operation:
         self._repaired |= {what}
         return True
 
+    def progressed(self) -> None:
+        """Take note that the last attempt, though it failed, has brought the call further."""
+        self._failures = 0
+
     async def back_off(self, budget: RetryBudget, retry_after: float) -> bool:
         """Sleep before another attempt; False, at once, when there is no time for one."""
         self._failures += 1

@@ -70,7 +70,7 @@ class SessionCredentials:
             if self._source is None:
                 raise NoCredentials("the credentials are gone: " + _HOW_TO_SIGN_IN)
             self._known = _frozen(self._source)
-        except botocore.exceptions.BotoCoreError as error:
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
             if anew:
                 raise NoCredentials(f"the credentials cannot be refreshed: {error}") from error
             # They may be good for some minutes yet; if not, the store will say so.
@@ -132,7 +132,11 @@ def resolve(
         first = _frozen(found)
     except botocore.exceptions.ProfileNotFound as error:
         raise MountError(_unknown_profile(error), 1) from error
-    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+    except (
+        botocore.exceptions.BotoCoreError,
+        botocore.exceptions.ClientError,
+        ValueError,
+    ) as error:
         raise MountError(" ".join(str(error).split()), 1) from error
     _refuse_plain_text(settings, insecure_http)
 

@@ -1,0 +1,271 @@
+"""What users configure for AWS tools is what the client gets."""
+
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from s3mount.errors import MountError, NoCredentials
+from s3mount.s3.endpoint import Credentials
+from s3mount.s3.session import Resolved, resolve
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home directory of one's own, in which nothing is configured but a key."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    folder = tmp_path / ".aws"
+    folder.mkdir()
+    (folder / "credentials").write_text(
+        "[default]\naws_access_key_id = AKIDDEFAULT\naws_secret_access_key = s1\n"
+        "[other]\naws_access_key_id = AKIDOTHER\naws_secret_access_key = s2\n"
+        "aws_session_token = t2\n"
+    )
+    return folder
+
+
+def found(bucket: str = "bucket", **options: object) -> Resolved:
+    return resolve(
+        bucket,
+        **{
+            "profile": None,
+            "region": None,
+            "endpoint_url": None,
+            "path_style": None,
+            "no_sign_request": False,
+            "ca_bundle": None,
+            "verify_ssl": True,
+            "insecure_http": False,
+            **options,
+        },
+    )
+
+
+def pair(resolved: Resolved) -> Credentials | None:
+    async def run() -> Credentials | None:
+        assert resolved.credentials is not None
+        return resolved.credentials.current()
+
+    return trio.run(run)
+
+
+def test_aws_is_addressed_by_virtual_hosts():
+    settings = found(region="eu-west-1").settings
+    assert settings.url == "https://bucket.s3.eu-west-1.amazonaws.com"
+    assert (settings.root, settings.region, settings.virtual_host) == ("", "eu-west-1", True)
+
+
+def test_path_style_can_be_asked_for():
+    settings = found(region="eu-west-1", path_style=True).settings
+    assert settings.url == "https://s3.eu-west-1.amazonaws.com"
+    assert (settings.root, settings.virtual_host) == ("/bucket", False)
+
+
+def test_a_bucket_with_dots_is_not_put_before_a_wildcard_certificate():
+    settings = found("my.bucket", region="eu-west-1").settings
+    assert settings.host == "s3.eu-west-1.amazonaws.com"
+    assert settings.root == "/my.bucket"
+
+
+def test_other_endpoints_are_addressed_by_paths():
+    settings = found(endpoint_url="http://127.0.0.1:9000").settings
+    assert (settings.scheme, settings.authority) == ("http", "127.0.0.1:9000")
+    assert (settings.root, settings.region) == ("/bucket", "us-east-1")
+
+
+def test_virtual_hosts_of_other_endpoints():
+    settings = found(endpoint_url="https://s3.example.org", path_style=False).settings
+    assert (settings.authority, settings.root) == ("bucket.s3.example.org", "")
+
+
+def test_an_endpoint_may_have_a_path():
+    settings = found(endpoint_url="https://example.org/storage/v1/s3").settings
+    assert (settings.host, settings.root) == ("example.org", "/storage/v1/s3/bucket")
+
+
+def test_an_ipv6_endpoint():
+    settings = found(endpoint_url="http://[::1]:9000").settings
+    assert (settings.host, settings.authority) == ("::1", "[::1]:9000")
+
+
+@pytest.mark.parametrize(
+    ("variables", "option", "region"),
+    [
+        ({"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2"}, None, "eu-west-1"),
+        ({"AWS_DEFAULT_REGION": "eu-west-2"}, None, "eu-west-2"),
+        ({"AWS_REGION": "eu-west-1"}, "eu-west-3", "eu-west-3"),
+        ({}, None, "eu-north-1"),
+    ],
+)
+def test_the_region(
+    variables: dict[str, str],
+    option: str | None,
+    region: str,
+    environment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    (environment / "config").write_text("[default]\nregion = eu-north-1\n")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert found(region=option).settings.region == region
+
+
+def test_endpoints_from_environment_and_services(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (environment / "config").write_text(
+        "[default]\nservices = mine\n[services mine]\ns3 =\n  endpoint_url = http://127.0.0.1:1\n"
+    )
+    assert found().settings.port == 1
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:2")
+    assert found().settings.port == 2
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:3")
+    assert found().settings.port == 3
+    assert found(endpoint_url="http://127.0.0.1:4").settings.port == 4
+
+
+def test_dual_stack_and_fips_endpoints(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_USE_DUALSTACK_ENDPOINT", "true")
+    assert found(region="us-west-2").settings.host == "bucket.s3.dualstack.us-west-2.amazonaws.com"
+    monkeypatch.delenv("AWS_USE_DUALSTACK_ENDPOINT")
+    monkeypatch.setenv("AWS_USE_FIPS_ENDPOINT", "true")
+    assert found(region="us-west-2").settings.host == "bucket.s3-fips.us-west-2.amazonaws.com"
+
+
+def test_profiles():
+    assert pair(found()) == Credentials("AKIDDEFAULT", "s1", None)
+    other = found(profile="other")
+    assert pair(other) == Credentials("AKIDOTHER", "s2", "t2")
+    assert other.settings.credential_source == "shared-credentials-file"
+
+
+@pytest.mark.parametrize("where", ["option", "environment"])
+def test_an_unknown_profile_is_told_with_those_there_are(
+    where: str, monkeypatch: pytest.MonkeyPatch
+):
+    if where == "environment":
+        monkeypatch.setenv("AWS_PROFILE", "nope")
+    with pytest.raises(MountError, match=r"nope.*default, other"):
+        found(profile="nope" if where == "option" else None)
+
+
+def test_no_credentials_is_told_with_what_to_do(environment: Path):
+    (environment / "credentials").unlink()
+    with pytest.raises(MountError, match="no-sign-request"):
+        found()
+    assert found(no_sign_request=True).credentials is None
+
+
+def test_an_empty_home_is_repaired(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    found()
+    assert Path(os.environ["HOME"]).is_absolute()
+
+
+def test_plain_http_is_for_loopback_or_the_bold():
+    for host in ("127.0.0.1", "localhost", "[::1]"):
+        assert not found(endpoint_url=f"http://{host}:9000").settings.secure
+    with pytest.raises(MountError, match="insecure-http"):
+        found(endpoint_url="http://nas.example.org:9000")
+    found(endpoint_url="http://nas.example.org:9000", insecure_http=True)
+    found(endpoint_url="http://nas.example.org:9000", no_sign_request=True)
+
+
+@pytest.mark.parametrize("url", ["nas:9000", "ftp://nas", "http://", "nonsense"])
+def test_an_endpoint_that_is_none_is_one_clear_error(url: str):
+    with pytest.raises(MountError) as caught:
+        found(endpoint_url=url)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_ca_bundle(environment: Path, monkeypatch: pytest.MonkeyPatch):
+    assert found(ca_bundle="/own.pem").settings.ca_bundle == "/own.pem"
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/theirs.pem")
+    assert found().settings.ca_bundle == "/theirs.pem"
+
+
+def test_what_is_resolved_shows_no_secret():
+    assert "s2" not in repr(found(profile="other"))
+
+
+# ------------------------------------------------------------------------- refreshing
+
+
+def hand_out(environment: Path, *, expires_in: float) -> Path:
+    """Configure a credential process that counts its calls in its key; return the counter."""
+    counter = environment / "calls"
+    script = environment / "process.py"
+    moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=expires_in)
+    answer = {"Version": 1, "SecretAccessKey": "s", "SessionToken": "t"}
+    if expires_in < float(10**8):
+        answer["Expiration"] = moment.isoformat()
+    script.write_text(
+        "import json, pathlib\n"
+        f"path = pathlib.Path({str(counter)!r})\n"
+        "number = int(path.read_text()) + 1 if path.exists() else 1\n"
+        "path.write_text(str(number))\n"
+        f"answer = json.loads({json.dumps(answer)!r})\n"
+        "print(json.dumps({**answer, 'AccessKeyId': f'K{number}'}))\n"
+    )
+    (environment / "config").write_text(
+        f"[profile process]\ncredential_process = {sys.executable} {script}\n"
+    )
+    return counter
+
+
+async def test_credentials_that_expire_are_refreshed_once_for_all(environment: Path):
+    counter = hand_out(environment, expires_in=60.0)
+    source = found(profile="process").credentials
+    assert source is not None
+    begun = int(counter.read_text())
+    assert source.current() is None
+    got = []
+
+    async def ask() -> None:
+        got.append(await source.refresh(None))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(ask)
+    assert int(counter.read_text()) == begun + 1
+    assert {one.access_key for one in got} == {f"K{begun + 1}"}
+
+
+async def test_credentials_that_last_are_left_alone(environment: Path):
+    counter = hand_out(environment, expires_in=7200.0)
+    source = found(profile="process").credentials
+    assert source is not None
+    assert source.current() == Credentials("K1", "s", "t")
+    assert counter.read_text() == "1"
+
+
+async def test_refused_credentials_are_read_again(environment: Path):
+    source = found().credentials
+    assert source is not None
+    old = source.current()
+    assert await source.refresh(old) == old
+    (environment / "credentials").write_text(
+        "[default]\naws_access_key_id = AKIDNEW\naws_secret_access_key = new\n"
+    )
+    assert await source.refresh(old) == Credentials("AKIDNEW", "new", None)
+    assert source.current() == Credentials("AKIDNEW", "new", None)
+    # Whoever was refused with the old pair meanwhile gets the new one without ado.
+    assert await source.refresh(old) == Credentials("AKIDNEW", "new", None)
+
+
+async def test_credentials_that_are_gone_are_missed(environment: Path):
+    source = found().credentials
+    assert source is not None
+    (environment / "credentials").unlink()
+    with pytest.raises(NoCredentials):
+        await source.refresh(source.current())
