@@ -131,6 +131,7 @@ class Runner:
                 target.mountpoint.rmdir()
             if workload.writes:
                 self.bucket.delete(prefix)
+                self.server.empty_wastebasket()
 
     def _target(self, workload: Workload, folder: Path) -> Target:
         return Target(

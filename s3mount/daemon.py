@@ -8,7 +8,7 @@ import math
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import pyfuse3
@@ -18,15 +18,19 @@ from s3mount import __version__, control, logs, notify
 from s3mount.attributes import Defaults
 from s3mount.cache.blocks import BlockCache
 from s3mount.cache.disk import BlockDisk
+from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import MetaCache
 from s3mount.config import Config
 from s3mount.errors import MountError, PosixError, StoreError
+from s3mount.fs.changing import Changer
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.names import MAX_KEY, key_size
 from s3mount.fs.namespace import Namespace
+from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.workshop import Workshop
+from s3mount.fs.xattrs import Xattrs
 from s3mount.fuse import FuseOperations
 from s3mount.kernel import KernelMount, MountOptions, open_files
 from s3mount.memory import MemoryBudget
@@ -55,6 +59,7 @@ class _Parts:
 
     client: S3Client
     blocks: BlockCache
+    index: AttributeIndex
     budget: MemoryBudget
     filesystem: FileSystem
     operations: FuseOperations
@@ -128,7 +133,10 @@ class Daemon:
                 if self._disk is not None:
                     background.start_soon(self._disk.run)
                 parts = self._build(client, background)
+                await parts.index.open()
+                background.start_soon(parts.index.run)
                 left = await self._serve(parts)
+                await parts.index.close()
                 background.cancel_scope.cancel()
         finally:
             await client.aclose()
@@ -205,9 +213,11 @@ class Daemon:
             config.file_mode & ~config.umask,
             config.dir_mode & ~config.umask,
         )
+        index = self._make_index(client, defaults)
         namespace = Namespace(
             client,
             cache,
+            index,
             blocks,
             defaults,
             background,
@@ -231,14 +241,33 @@ class Daemon:
             client, namespace, workshop, exclusive_at_open=config.exclusive_create == "open"
         )
         metrics = Metrics()
+        changer = Changer(filesystem)
         operations = FuseOperations(
             filesystem,
             Renamer(filesystem, client),
+            changer,
+            Xattrs(filesystem, changer, ObjectFacts(filesystem, client, client), client),
             metrics,
             ttl=config.metadata_ttl,
             writeback_cache=True,
         )
-        return _Parts(client, blocks, budget, filesystem, operations, metrics)
+        return _Parts(client, blocks, index, budget, filesystem, operations, metrics)
+
+    def _make_index(self, client: S3Client, defaults: Defaults) -> AttributeIndex:
+        """The attribute index of the bucket.
+
+        Attributes that an object does not tell are the mount's defaults, so mounts with other
+        ones have another index.
+        """
+        config = self._config
+        what = (client.settings.url, config.bucket, *astuple(defaults))
+        return AttributeIndex(
+            config.state_dir / "index" if config.attributes else None,
+            "\0".join(map(str, what)),
+            config.prefix,
+            lasting=not client.capabilities.marker_metadata,
+            clock=trio.current_time,
+        )
 
     # -- serving ---------------------------------------------------------------------------
 

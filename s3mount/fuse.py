@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import logging
 import stat
+import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -28,18 +32,60 @@ from pyfuse3 import (
 
 from s3mount.attributes import Attributes
 from s3mount.errors import ERRNO_OF, PosixError, StoreError
+from s3mount.fs.changing import Changer
 from s3mount.fs.directories import Directories
 from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.inodes import Inode
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.status import Changes, Stat
+from s3mount.fs.xattrs import Xattrs
 from s3mount.metrics import Metrics, Operation
 
 log = logging.getLogger(__name__)
 
 BLOCK = 1 << 20  # st_blksize: programs that ask use it for their reads and writes.
 NAME_MAX = 255
+KERNEL_PATIENCE = 2.0  # Seconds that a refresh waits for the kernel to forget.
 DIRECTORY_SIZE = 4096  # As on a disk.
 UNLOOKED, HASH_MASK = 1 << 62, (1 << 61) - 1  # d_ino of names that have no inode yet
+
+
+class Unlooked:
+    """What readdir says of names that nobody has looked at yet: a type, and no inode.
+
+    pyfuse3 has one number for what readdir(3) shows and for the inode.  The latter has to be 0:
+    for any other number the kernel makes an inode, or sends a FORGET for each name, which costs
+    more than the whole rest of a listing.  So it is written where the kernel's reply is made
+    from, if that place is found beyond doubt; else a size that no file has must do, which only
+    saves the inode (fuse_direntplus_link).
+    """
+
+    __slots__ = ("_entry", "number")
+
+    def __init__(self) -> None:
+        self._entry = EntryAttributes()
+        self._entry.st_size = -1
+        self.number = _inode_number(self._entry)
+
+    def entry(self, name: bytes, kind: int) -> EntryAttributes:
+        """The entry for *name*, good until the next one; *kind* are the type bits, or 0."""
+        self._entry.st_mode = ModeT(kind)
+        self._entry.st_ino = InodeT(UNLOOKED | hash(name) & HASH_MASK)
+        if self.number is not None:
+            self.number.value = 0
+        return self._entry
+
+
+def _inode_number(entry: EntryAttributes) -> ctypes.c_uint64 | None:
+    """The number of the inode in the ``struct fuse_entry_param`` that *entry* holds."""
+    entry.st_ino = InodeT(UNLOOKED | 0x5EED)
+    memory = ctypes.string_at(id(entry), sys.getsizeof(entry))
+    mark = entry.st_ino.to_bytes(8, sys.byteorder)
+    first = memory.find(mark)
+    # Number and generation, then struct stat with st_dev and st_ino: 8 bytes each.
+    if first < 0 or first % 8 or memory.count(mark) != 2 or memory.rfind(mark) != first + 24:
+        return None
+    return ctypes.c_uint64.from_address(id(entry) + first)
 
 
 class Request:
@@ -94,6 +140,8 @@ class FuseOperations(pyfuse3.Operations):
         self,
         filesystem: FileSystem,
         renamer: Renamer,
+        changer: Changer,
+        xattrs: Xattrs,
         metrics: Metrics,
         *,
         ttl: float,
@@ -105,6 +153,8 @@ class FuseOperations(pyfuse3.Operations):
         self._fs = filesystem
         self._renamer = renamer
         self._directories = Directories(filesystem)
+        self._changer = changer
+        self._xattrs = xattrs
         self._metrics = metrics
         self._ttl = ttl
         self.initialised = False
@@ -121,12 +171,12 @@ class FuseOperations(pyfuse3.Operations):
         entry = EntryAttributes()
         entry.st_ino = InodeT(found.inode.number)
         entry.st_mode = ModeT(attributes.mode)
-        entry.st_nlink = 1
+        entry.st_nlink = 0 if found.inode.gone else 1
         entry.st_uid = attributes.uid
         entry.st_gid = attributes.gid
         entry.st_rdev = attributes.rdev
         entry.st_size = DIRECTORY_SIZE if found.inode.directory else found.size
-        entry.st_blocks = -(-found.size // 512)
+        entry.st_blocks = 0 if found.inode.directory else -(-found.size // 512)
         entry.st_blksize = BLOCK
         entry.st_mtime_ns = attributes.mtime_ns
         entry.st_atime_ns = attributes.mtime_ns
@@ -169,8 +219,9 @@ class FuseOperations(pyfuse3.Operations):
                 gid=attr.st_gid if fields.update_gid else None,
                 size=attr.st_size if fields.update_size else None,
                 mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+                ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
             )
-            return self._entry(await self._fs.setattr(inode, changes, fh))
+            return self._entry(await self._changer.setattr(inode, changes, fh))
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         with self._request("readlink", inode):
@@ -282,23 +333,15 @@ class FuseOperations(pyfuse3.Operations):
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         with self._request("readdir", fh):
-            listed = EntryAttributes()
-            # A size that no file has: the kernel then shows the name and its type, but makes
-            # no inode of what nobody has looked at yet (fuse_direntplus_link).
-            listed.st_size = -1
-            async for row in self._directories.rows(fh, start_id):
-                entry = listed
-                if row.stat is not None:
-                    entry = self._entry(row.stat)
-                else:
-                    listed.st_mode = ModeT(row.kind)
-                    listed.st_ino = InodeT(UNLOOKED | hash(row.name) & HASH_MASK)
-                if not pyfuse3.readdir_reply(token, FileNameT(row.name), entry, row.following):
-                    if row.stat is not None:
-                        self._fs.forget(row.stat.inode.number, 0)
+            unlooked = Unlooked()
+            for name, found, kind, following in await self._directories.rows(fh, start_id):
+                entry = unlooked.entry(name, kind) if found is None else self._entry(found)
+                if not pyfuse3.readdir_reply(token, FileNameT(name), entry, following):
+                    if found is not None:
+                        self._fs.forget(found.inode.number, 0)
                     break
-                if row.stat is not None:
-                    row.stat.inode.lookups += 1
+                if found is not None:
+                    found.inode.lookups += 1
 
     async def releasedir(self, fh: FileHandleT) -> None:
         with self._request("releasedir", fh):
@@ -322,18 +365,48 @@ class FuseOperations(pyfuse3.Operations):
     # -- extended attributes ---------------------------------------------------------------
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        raise FUSEError(errno.ENODATA)
+        with self._request("getxattr", name):
+            return await self._xattrs.get(inode, name)
 
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        return []
+        with self._request("listxattr", inode):
+            return [XAttrNameT(name) for name in await self._xattrs.names(inode)]
 
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
-        raise FUSEError(errno.EOPNOTSUPP)
+        with self._request("setxattr", name):
+            stale = await self._xattrs.set(inode, name, value)
+            if stale:
+                await _forget_in_kernel(stale)
 
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        raise FUSEError(errno.EOPNOTSUPP)
+        with self._request("removexattr", name):
+            await self._xattrs.remove(inode, name)
+
+
+async def _forget_in_kernel(stale: Sequence[Inode]) -> None:
+    """Have the kernel ask again for attributes and bytes.
+
+    In a thread, because it may have to wait for pages that we have yet to take; and not for
+    ever, because it may also wait for the request that we are answering.
+    """
+    numbers = [inode.number for inode in stale]
+    with trio.move_on_after(KERNEL_PATIENCE):
+        await trio.to_thread.run_sync(_invalidate, numbers, abandon_on_cancel=True)
+    for inode in stale:
+        # Only names that stand for something else by now: the others may be somebody's
+        # working directory, which would lose its path.
+        if inode.gone and not inode.directory and inode.parent is not None:
+            pyfuse3.invalidate_entry_async(
+                InodeT(inode.parent.number), FileNameT(inode.name), ignore_enoent=True
+            )
+
+
+def _invalidate(numbers: Sequence[int]) -> None:
+    for number in numbers:
+        with contextlib.suppress(OSError):  # The kernel has forgotten it by itself.
+            pyfuse3.invalidate_inode(InodeT(number))
 
 
 def _new(mode: int, ctx: RequestContext, rdev: int = 0) -> Attributes:

@@ -13,10 +13,11 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import BotoCoreError, ClientError
 
 from s3mount.demo.weed import Credentials, use_clean_environment
 from tests.faultproxy import FaultProxy
@@ -39,10 +40,18 @@ def unavailable(reason: str) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "server: needs a real server or mount (set by itself)")
-    # Teardown has to run when somebody ends us: servers and mounts depend on it.
-    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("ended by SIGTERM", 1))
     adopt_orphans()
     use_clean_environment()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    def end(*_: object) -> None:
+        # What is raised may be swallowed by the library in which the signal arrives.
+        session.shouldstop = "ended by SIGTERM"
+        pytest.exit("ended by SIGTERM", 1)
+
+    # Teardown has to run when somebody ends us: servers and mounts depend on it.
+    signal.signal(signal.SIGTERM, end)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -209,15 +218,22 @@ def any_server(request: pytest.FixtureRequest, server_of: Callable[[str], Server
 
 
 @pytest.fixture
-def make_bucket() -> Callable[[Server], Bucket]:
-    """``make_bucket(server)``: a new, empty bucket there."""
+def make_bucket() -> Iterator[Callable[[Server], Bucket]]:
+    """``make_bucket(server)``: a new, empty bucket there, until the end of the test."""
+    made: list[tuple[Server, str]] = []
 
     def make(server: Server) -> Bucket:
         name = f"test-{secrets.token_hex(6)}"
         server.client().create_bucket(Bucket=name)
+        made.append((server, name))
         return Bucket(name, server.url, server.credentials)
 
-    return make
+    yield make
+    for server, name in made:
+        # SeaweedFS deletes what is in it, too.  The others may refuse, or may be down by now;
+        # their buckets cost nothing, and end with the session.
+        with suppress(BotoCoreError, ClientError):
+            server.client().delete_bucket(Bucket=name)
 
 
 @pytest.fixture
@@ -240,8 +256,11 @@ def proxy(weed: Server) -> Iterator[FaultProxy]:
 
 
 @pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mounter]:
-    """``mount(bucket, *options)``: a real mount of it, see `Mounter`."""
+def mount(tmp_path: Path, make_bucket: object) -> Iterator[Mounter]:
+    """``mount(bucket, *options)``: a real mount of it, see `Mounter`.
+
+    It asks for `make_bucket` so that buckets outlive their mounts.
+    """
     if reason := why_no_mounts():
         unavailable(reason)
     mounter = Mounter(tmp_path)

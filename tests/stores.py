@@ -1,14 +1,33 @@
 """Our own client on the buckets of the tests' servers."""
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import secrets
 from urllib.parse import urlsplit
 
 from s3mount.s3.client import S3Client
 from s3mount.s3.endpoint import Credentials, EndpointSettings, FixedCredentials
 from s3mount.s3.store import Capabilities
 from tests.mounts import Bucket
+from tests.servers import Server
+
+_SHARED: dict[str, Bucket] = {}
+
+
+def shared_bucket(server: Server) -> Bucket:
+    """The bucket that all tests of the client share on *server*, each under a prefix of its own.
+
+    SeaweedFS gives every bucket volumes of its own, and runs out of them.
+    """
+    if server.url not in _SHARED:
+        name = f"shared-{secrets.token_hex(6)}"
+        server.client().create_bucket(Bucket=name)
+        _SHARED[server.url] = Bucket(name, server.url, server.credentials)
+    return _SHARED[server.url]
+
+
+def own_prefix() -> str:
+    """A prefix that nobody else uses."""
+    return f"{secrets.token_hex(6)}/dir/"
 
 
 def settings_for(url: str, bucket: str, ca_bundle: str | None = None) -> EndpointSettings:
@@ -48,13 +67,6 @@ def client_for(
         timeout=timeout,
         max_connections=max_connections,
     )
-
-
-@asynccontextmanager
-async def opened(client: S3Client) -> AsyncIterator[S3Client]:
-    """Close *client* at the end, also when the test is cancelled."""
-    async with client:
-        yield client
 
 
 async def content_of(client: S3Client, key: str, *, start: int = 0, room: int = 1 << 20) -> bytes:

@@ -13,7 +13,14 @@ MAX_LINES = 500
 # Lowest first.  A module may import from its own layer and from those below it; the longest
 # prefix that fits a module's name says which layer is its own.
 LAYERS = (
-    ("s3mount", "s3mount.errors", "s3mount.metrics", "s3mount.memory", "s3mount.private", "s3mount.machine"),
+    (
+        "s3mount",
+        "s3mount.errors",
+        "s3mount.metrics",
+        "s3mount.memory",
+        "s3mount.private",
+        "s3mount.machine",
+    ),
     ("s3mount.s3.store",),
     ("s3mount.attributes", "s3mount.checksums", "s3mount.content", "s3mount.write.extents"),
     ("s3mount.s3",),

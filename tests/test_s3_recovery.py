@@ -24,14 +24,21 @@ from tests.faults import (
     slow_down,
 )
 from tests.mounts import Bucket
-from tests.stores import client_for, content_of, random_bytes
+from tests.servers import Server
+from tests.stores import client_for, content_of, own_prefix, random_bytes, shared_bucket
 
 META = {"x-amz-meta-mtime": "1700000000.123456789"}
 
 
 @pytest.fixture
+def bucket(weed: Server) -> Bucket:
+    return shared_bucket(weed)
+
+
+@pytest.fixture
 async def store(bucket: Bucket, proxy: FaultProxy) -> AsyncIterator[S3Client]:
-    async with client_for(bucket, url=proxy.url, timeout=10.0) as client:
+    prefix = own_prefix()
+    async with client_for(bucket, url=proxy.url, prefix=prefix, timeout=10.0) as client:
         yield client
 
 

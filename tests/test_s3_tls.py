@@ -23,7 +23,7 @@ from tests.faultproxy import FaultProxy
 from tests.faults import Point, Reset
 from tests.mounts import Bucket
 from tests.servers import Server
-from tests.stores import client_for, content_of, random_bytes, settings_for
+from tests.stores import client_for, content_of, random_bytes, settings_for, shared_bucket
 
 
 def make_certificate(directory: Path, address: str) -> tuple[Path, Path]:
@@ -55,6 +55,11 @@ def make_certificate(directory: Path, address: str) -> tuple[Path, Path]:
         )
     )
     return paths
+
+
+@pytest.fixture
+def bucket(weed: Server) -> Bucket:
+    return shared_bucket(weed)
 
 
 @pytest.fixture

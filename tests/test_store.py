@@ -5,7 +5,7 @@ keeps them as long as nobody else writes at the same moment.
 """
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 import trio
@@ -26,16 +26,14 @@ from s3mount.s3.probe import probe
 from s3mount.s3.store import ABSENT, MIN_PART_SIZE, FileSlice, ObjectStore, Precondition
 from tests.mounts import Bucket
 from tests.servers import Server
-from tests.stores import client_for, content_of, random_bytes
+from tests.stores import client_for, content_of, own_prefix, random_bytes, shared_bucket
 
 PLAIN = {"content-type": "text/plain", "x-amz-meta-mtime": "1700000000.123456789"}
 
 
 @pytest.fixture
-async def store(
-    any_server: Server, make_bucket: Callable[[Server], Bucket]
-) -> AsyncIterator[S3Client]:
-    async with client_for(make_bucket(any_server), prefix="some/dir/") as client:
+async def store(any_server: Server) -> AsyncIterator[S3Client]:
+    async with client_for(shared_bucket(any_server), prefix=own_prefix()) as client:
         client.adopt(await probe(client, ".s3mount/"))
         yield client
 

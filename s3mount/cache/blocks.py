@@ -170,11 +170,15 @@ class BlockCache:
             else:
                 self._budget.give(len(data) - low)
 
-    def forget(self, version: ObjectVersion) -> None:
-        """Drop all blocks of a version."""
-        for block_id in [b for b in self._blocks if b.version == version]:
+    def forget(self, key: str, *, tree: bool) -> None:
+        """Drop all blocks in memory of the object *key*, or of all whose keys begin so."""
+
+        def meant(block_id: BlockId) -> bool:
+            return block_id.version.key.startswith(key) if tree else block_id.version.key == key
+
+        for block_id in filter(meant, list(self._blocks)):
             self._recycle(self._blocks.pop(block_id))
-        for block_id in [b for b in self._pieces if b.version == version]:
+        for block_id in filter(meant, list(self._pieces)):
             self._budget.give(len(self._pieces.pop(block_id)))
 
     def clear(self) -> None:

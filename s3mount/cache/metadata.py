@@ -14,11 +14,15 @@ from s3mount.attributes import Attributes
 class Entry(NamedTuple):
     """What is known of one name.
 
-    `etag` is empty for a directory, `size` that of its marker; `modified_ns` is Last-Modified (0: not known);
-    `attributes` is None when only a listing has spoken; `checked` is when the store (or our
-    own write) said so, on the clock of the cache; `marker` tells whether a directory is known
-    to have a marker object of its own; `kept` are the
-    headers that a new version takes over, None when only a listing has spoken.
+    `etag` is empty for a directory, `size` that of its marker; `modified_ns` is Last-Modified
+    (0: not known); `attributes` is None when only a listing has spoken; `checked` is when the
+    store (or our own write) said so, on the clock of the cache; `marker` tells whether a
+    directory is known to have a marker object of its own; `kept` are the headers that a new
+    version takes over, None when only a listing has spoken.
+
+    `written` is for our own write, whose answer did not tell Last-Modified: the moments, by the
+    clock of the store, between which that lies.  `learnt` is when the attributes of a directory
+    were learnt, where that was before `checked`: no listing tells whether they have changed.
     """
 
     directory: bool
@@ -29,6 +33,8 @@ class Entry(NamedTuple):
     checked: float
     marker: bool = False
     kept: Mapping[str, str] | None = None
+    written: tuple[int, int] | None = None
+    learnt: float | None = None
 
 
 class Absent(NamedTuple):
@@ -76,14 +82,22 @@ class MetaCache:
             if directory.complete is not None and now - directory.complete < self.negative_ttl:
                 return Absent(directory.complete)
             return None
-        ttl = self.ttl if isinstance(found, Entry) else self.negative_ttl
-        return found if now - found.checked < ttl else None
+        if isinstance(found, Absent):
+            return found if now - found.checked < self.negative_ttl else None
+        if found.learnt is not None and now - found.learnt >= self.ttl:
+            found = directory.names[segment] = found._replace(attributes=None, learnt=None)
+        return found if now - found.checked < self.ttl else None
 
     def peek(self, prefix: str, segment: str) -> Entry | None:
         """The last entry known of a name, however old."""
         directory = self._directories.get(prefix)
         found = None if directory is None else directory.names.get(segment)
         return found if isinstance(found, Entry) else None
+
+    def names(self, prefix: str) -> Mapping[str, Entry | Absent]:
+        """What was last known of the names under a prefix, however old, until the next change."""
+        directory = self._directories.get(prefix)
+        return {} if directory is None else directory.names
 
     def put(self, prefix: str, segment: str, entry: Entry | Absent) -> None:
         """Take note of a name."""
@@ -136,7 +150,7 @@ class MetaCache:
                 if known.checked > began:
                     merged[segment] = known
                 elif isinstance(known, Entry) and segment in names:
-                    merged[segment] = _combine(names[segment], known)
+                    merged[segment] = combine(names[segment], known, began - self.ttl)
             self._count -= len(old.names)
         directory = self._directories[prefix] = _Directory()
         directory.names = merged
@@ -161,15 +175,31 @@ class MetaCache:
             self._count -= len(directory.names)
 
 
-def _combine(listed: Entry, known: Entry) -> Entry:
-    """Keep what HEAD taught about an object that a listing shows unchanged."""
+def combine(listed: Entry, known: Entry, oldest: float) -> Entry:
+    """Keep what HEAD taught about a name that a listing shows unchanged.
+
+    What was learnt of a directory before *oldest* does not count any more.
+    """
     if listed.directory != known.directory:
         return listed
     if listed.directory:
+        learnt = known.checked if known.learnt is None else known.learnt
         marker = known.marker or listed.marker
-        return listed._replace(attributes=known.attributes, marker=marker, size=known.size)
-    same = listed.etag == known.etag and listed.size == known.size
-    # Our own write does not tell Last-Modified; any other difference means new metadata.
-    if same and known.modified_ns in (0, listed.modified_ns):
+        if known.attributes is None or learnt <= oldest:
+            return listed._replace(marker=marker)
+        return known._replace(checked=listed.checked, marker=marker, learnt=learnt)
+    if known.attributes is not None and is_same_version(listed, known):
         return listed._replace(attributes=known.attributes, kept=known.kept)
     return listed
+
+
+def is_same_version(listed: Entry, known: Entry) -> bool:
+    """Whether a listing shows an object as it is known, with the metadata that are known.
+
+    A change of metadata is a copy onto itself: the same bytes and ETag, but Last-Modified moves.
+    """
+    if listed.etag != known.etag or listed.size != known.size:
+        return False
+    if known.written is not None:
+        return known.written[0] <= listed.modified_ns <= known.written[1]
+    return known.modified_ns == listed.modified_ns

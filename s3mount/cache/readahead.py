@@ -85,15 +85,23 @@ class ReadAhead:
         first = max(self._frontier, start // BLOCK_SIZE)
         last = min(-(-version.size // BLOCK_SIZE), stop // BLOCK_SIZE + 1 + self._window)
         span = max(1, min(MAX_SPAN, self._window // 4))
-        while first < last and self._blocks.has(version, first):
-            first += 1
-        # Whole spans only, unless the file ends: the tail of the window waits for its turn.
-        while first < last and (first + span <= last or last * BLOCK_SIZE >= version.size):
-            count = min(span, last - first)
+        while first < last:
+            if self._blocks.has(version, first):
+                first += 1
+                continue
+            # Whole spans only, unless the file ends: the tail of the window waits for its turn.
+            if first + span > last and last * BLOCK_SIZE < version.size:
+                break
+            count = self._missing(version, first, min(span, last - first))
             if not self._blocks.prefetch(version, first, count):
                 break
             first += count
         self._frontier = first
+
+    def _missing(self, version: ObjectVersion, first: int, most: int) -> int:
+        """How many blocks from *first* on nobody has asked for: each is fetched once."""
+        present = (n for n in range(most) if self._blocks.has(version, first + n))
+        return next(present, most)
 
     def _measure(self) -> None:
         """Double the window once it has been consumed, unless doubling stopped to help."""

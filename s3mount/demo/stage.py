@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from types import FrameType, TracebackType
+from typing import Self
 
 from s3mount.demo.objects import Bucket
 from s3mount.demo.terminal import Terminal
@@ -30,6 +30,53 @@ _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 class Ended(BaseException):
     """Somebody wants the demo to end: what KeyboardInterrupt is, for the other signals too."""
+
+
+class Ending:
+    """Raises `Ended` when a signal asks for the end, unless that is deferred.
+
+    Where the signal arrives a library may swallow what is raised, an import or a destructor
+    for one, so the wish is also remembered, and `check` is asked before each next step.
+    """
+
+    def __init__(self) -> None:
+        self._wanted = False
+        self._is_deferred = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._end) for number in _ENDING_SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise `Ended` if the end was asked for."""
+        if self._wanted:
+            raise Ended
+
+    def defer(self) -> None:
+        """From now on only remember the wish: what is being done must not stop half-way."""
+        self._is_deferred = True
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Do what is in the block to its end; raise `Ended` behind it."""
+        self._is_deferred = True
+        yield
+        self._is_deferred = False
+        self.check()
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        self._wanted = True
+        if not self._is_deferred:
+            raise Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,43 +104,43 @@ def put_on(directory: Path | None, terminal: Terminal, *, stays: bool) -> int:
     Everything goes into *directory*, which stays, or into one that is removed.  If the demo
     *stays*, it waits for somebody to end it.
     """
-    with _ending_by_signals(), ExitStack() as stack:
-        # Whatever happens from here on, taking down is not to be interrupted half-way.
-        stack.push(_ignore_signals)
+    with Ending() as ending, ExitStack() as stack:
         try:
-            return _play(directory, terminal, stack, stays=stays)
+            return _play(directory, terminal, stack, ending, stays=stays)
         except Ended:
             terminal.failed("ended before the tour was over")
             return 1
+        finally:
+            ending.defer()
 
 
-def _play(directory: Path | None, terminal: Terminal, stack: ExitStack, *, stays: bool) -> int:
+def _play(
+    directory: Path | None, terminal: Terminal, stack: ExitStack, ending: Ending, *, stays: bool
+) -> int:
     terminal.title("s3mount demo: a bucket on an S3 server of its own, as a directory")
     use_clean_environment()
-    folder = _folder(directory, stack)
+    with ending.deferred():
+        folder = _folder(directory, stack)
     credentials = _credentials(folder)
-    weed = Weed(folder / "server", credentials)
-    started = time.monotonic()
-    stack.callback(terminal.passed, "the server is stopped")
-    stack.enter_context(weed)
-    terminal.passed(f"SeaweedFS serves S3 at {weed.url} ({time.monotonic() - started:.1f} s)")
+    weed = _serve(Weed(folder / "server", credentials), terminal, stack)
     bucket = stack.enter_context(Bucket(weed.url, BUCKET, credentials))
     bucket.create()
     terminal.passed(f"there is a bucket named {BUCKET}")
     stage = Stage(folder, weed.url, os.environ | credentials.environment())
-    stack.enter_context(_mounted(stage, terminal))
-    failed = _tour(stage, bucket, terminal)
+    with ending.deferred():
+        _mount(stage, terminal, stack)
+    failed = _tour(stage, bucket, terminal, ending)
+    terminal.blank()
     if failed is not None:
-        terminal.blank()
         terminal.failed(f"the demo failed at: {failed}")
         return 1
-    terminal.blank()
     terminal.passed("the tour is over, and everything was as it has to be")
-    if stays:
-        _write_environment_file(stage, stack)
-        _explain(stage, terminal)
-        return _wait(stage, weed, terminal)
-    return 0
+    if not stays:
+        return 0
+    try:
+        return _stay(stage, weed, terminal, stack)
+    except Ended:
+        return 0
 
 
 def _folder(directory: Path | None, stack: ExitStack) -> Path:
@@ -129,8 +176,16 @@ def _write_secret(path: Path, text: str) -> None:
         file.write(text)
 
 
-@contextmanager
-def _mounted(stage: Stage, terminal: Terminal) -> Iterator[None]:
+def _serve(weed: Weed, terminal: Terminal, stack: ExitStack) -> Weed:
+    started = time.monotonic()
+    stack.callback(terminal.passed, "the server is stopped")
+    stack.callback(weed.stop)
+    weed.start()
+    terminal.passed(f"SeaweedFS serves S3 at {weed.url} ({time.monotonic() - started:.1f} s)")
+    return weed
+
+
+def _mount(stage: Stage, terminal: Terminal, stack: ExitStack) -> None:
     stage.mountpoint.mkdir(mode=0o700, exist_ok=True)
     arguments = [BUCKET, str(stage.mountpoint), "--endpoint-url", stage.url, "--region", REGION]
     # Others write to this bucket as well, and the tour wants to see that soon.
@@ -138,21 +193,16 @@ def _mounted(stage: Stage, terminal: Terminal) -> Iterator[None]:
     terminal.blank()
     terminal.title("Mount it")
     terminal.command(shlex.join(["s3mount", *arguments]))
-    # From here on a mount may be there, even when the command is interrupted.
-    try:
-        started = time.monotonic()
-        done = _run_s3mount(arguments, stage.environment, MOUNT_TIMEOUT)
-        terminal.output(done.stdout)
-        if done.returncode != 0:
-            raise MountError(f"the mount failed with exit code {done.returncode}")
-        terminal.passed(f"mounted ({time.monotonic() - started:.1f} s)")
-        yield
-    finally:
-        _unmount(stage, terminal)
+    started = time.monotonic()
+    stack.callback(_unmount, stage, terminal)
+    done = _run_s3mount(arguments, stage.environment, MOUNT_TIMEOUT)
+    terminal.output(done.stdout)
+    if done.returncode != 0:
+        raise MountError(f"the mount failed with exit code {done.returncode}")
+    terminal.passed(f"mounted ({time.monotonic() - started:.1f} s)")
 
 
 def _unmount(stage: Stage, terminal: Terminal) -> None:
-    _ignore_signals()
     if find_mount(stage.mountpoint) is None:
         return
     terminal.blank()
@@ -191,14 +241,15 @@ def _run_s3mount(
         return subprocess.CompletedProcess(command, 32, f"not finished within {timeout:.0f} s")
 
 
-def _tour(stage: Stage, bucket: Bucket, terminal: Terminal) -> str | None:
+def _tour(stage: Stage, bucket: Bucket, terminal: Terminal, ending: Ending) -> str | None:
     try:
         directory = _new_directory(stage.mountpoint)
     except OSError as error:
         terminal.failed(str(error))
         return "making a directory in the bucket"
     with tempfile.TemporaryDirectory(prefix="scratch-", dir=stage.folder) as scratch:
-        return run_tour(Scene(directory, Path(scratch), bucket, terminal), terminal)
+        scene = Scene(directory, Path(scratch), bucket, terminal)
+        return run_tour(scene, terminal, before_each=ending.check)
 
 
 def _new_directory(mountpoint: Path) -> Path:
@@ -232,36 +283,14 @@ def _explain(stage: Stage, terminal: Terminal) -> None:
     terminal.text("Ctrl-C unmounts it and stops the server.")
 
 
-def _wait(stage: Stage, weed: Weed, terminal: Terminal) -> int:
-    """Wait until somebody ends the demo; return the exit code."""
-    try:
-        while find_mount(stage.mountpoint) is not None and weed.is_running:
-            time.sleep(0.5)
-    except Ended:
-        terminal.blank()
-        return 0
+def _stay(stage: Stage, weed: Weed, terminal: Terminal, stack: ExitStack) -> int:
+    """Wait until the mount or the server is gone; return the exit code."""
+    _write_environment_file(stage, stack)
+    _explain(stage, terminal)
+    while find_mount(stage.mountpoint) is not None and weed.is_running:
+        time.sleep(0.5)
     if weed.is_running:
         terminal.text("somebody has unmounted it: this is the end")
         return 0
     terminal.failed(f"the server has ended; its log is {weed.log_path}")
     return 1
-
-
-@contextmanager
-def _ending_by_signals() -> Iterator[None]:
-    """Raise `Ended` when a signal asks for the end; put everything back afterwards."""
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise Ended
-
-    before = {number: signal.signal(number, end) for number in _ENDING_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _ignore_signals(*_: object) -> None:
-    for number in _ENDING_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)

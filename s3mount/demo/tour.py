@@ -204,9 +204,10 @@ def stops() -> Sequence[Stop]:
     ]
 
 
-def run_tour(scene: Scene, terminal: Terminal) -> str | None:
+def run_tour(scene: Scene, terminal: Terminal, before_each: Callable[[], None]) -> str | None:
     """Make the tour; return what failed, None when nothing did."""
     for stop in stops():
+        before_each()
         name = (stop.__doc__ or stop.__name__).strip().rstrip(".")
         terminal.blank()
         terminal.title(name)

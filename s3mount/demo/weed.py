@@ -207,6 +207,9 @@ class Weed:
             f"-ip.bind={LOOPBACK}",
             f"-filer.localSocket={self._directory}/filer.sock",
             f"-s3.localSocket={self._directory}/s3.sock",
+            # Each bucket takes a volume or more.  They grow as they are filled, but by itself
+            # weed would allow no more than fit if all were full: 60 for a usual disk.
+            "-volume.max=5000",
             "-admin.ui=false",
             "-webdav=false",
             "-master.telemetry=false",

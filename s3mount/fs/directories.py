@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from s3mount.attributes import may_be_special
@@ -12,6 +13,11 @@ from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.inodes import Inode
 from s3mount.fs.listing import Listed, Listing
 from s3mount.fs.status import Stat
+
+
+CHUNK = 512  # Rows for one request of the kernel: 6 ms.
+FIRST_CHUNK = 32
+LEARNT_CHUNK = 256
 
 
 class Row(NamedTuple):
@@ -64,26 +70,47 @@ class Directories:
         """Write down what chmod, chown and utimens changed of a directory."""
         await self._fs.markers.save(self._open[handle].inode)
 
-    async def rows(self, handle: int, start: int) -> AsyncIterator[Row]:
-        """The entries from offset *start* on.  Raises `StoreError`."""
+    async def rows(self, handle: int, start: int) -> Iterator[Row]:
+        """Some entries from offset *start* on, none after the last.  Raises `StoreError`.
+
+        What is at hand: whoever reads does not wait for the pages that come later.
+        """
         reading = self._open[handle]
         if start == 0 or reading.listing is None:
             self._rewind(reading)
         assert reading.listing is not None
-        unsaved = reading.unsaved
-        for index in range(start, len(unsaved)):
-            inode = unsaved[index]
+        unsaved = self._unsaved_rows(reading, start)
+        index = max(start - len(reading.unsaved), 0)
+        while listed := await reading.listing.rows(index, CHUNK):
+            listed = await self._learn(reading.inode.prefix, listed, first=index == 0)
+            rows = self._listed_rows(reading, listed, index)
+            first = next(rows, None)
+            if first is not None:
+                return itertools.chain(unsaved, (first,), rows)
+            index += len(listed)
+        return unsaved
+
+    async def _learn(self, prefix: str, listed: Sequence[Listed], *, first: bool
+    ) -> Sequence[Listed]:  # fmt: skip
+        """See to the attributes of names that are about to be shown.
+
+        Only a few names are shown at first: whoever looks at those is shown the next ones
+        with their attributes, and looks at them for nothing.
+        """
+        namespace = self._fs.namespace
+        if not namespace.keep_attributes or listed[0].entry.attributes is not None:
+            return listed
+        if self._fs.learner.is_walked(prefix):
+            listed = listed[:LEARNT_CHUNK]
+            await self._fs.learner.learn(prefix, [row.segment for row in listed])
+        return listed[:FIRST_CHUNK] if first else listed
+
+    def _unsaved_rows(self, reading: _Reading, start: int) -> Iterator[Row]:
+        for index in range(start, len(reading.unsaved)):
+            inode = reading.unsaved[index]
             file = self._fs.files.get(inode)
             if file is not None and not inode.gone and inode.parent is reading.inode:
                 yield Row(inode.name, self._fs.stat_file(inode, file), 0, index + 1)
-        index = max(start - len(unsaved), 0)
-        hidden = {inode.segment for inode in unsaved}
-        while (listed := await reading.listing.row(index)) is not None:
-            index += 1
-            if listed.segment not in hidden:
-                row = self._row(reading.inode, listed, len(unsaved) + index)
-                if row is not None:
-                    yield row
 
     def _rewind(self, reading: _Reading) -> None:
         reading.listing = self._fs.namespace.listing(reading.inode.prefix)
@@ -93,22 +120,37 @@ class Directories:
             if inode.parent is reading.inode and not inode.gone and not file.stored_key
         ]
 
-    def _row(self, directory: Inode, listed: Listed, following: int) -> Row | None:
-        """What a row shows by now: our own changes may be younger than the listing."""
-        inode = self._fs.inodes.find(directory, listed.name)
-        file = self._fs.files.get(inode) if inode is not None else None
-        if inode is not None and file is not None:
-            return Row(listed.name, self._fs.stat_file(inode, file), 0, following)
-        known = self._fs.cache.get(directory.prefix, listed.segment)
-        if isinstance(known, Absent) and known.checked > listed.entry.checked:
-            return None
-        entry = listed.entry
-        if isinstance(known, Entry) and known.checked >= entry.checked:
-            entry = known
-        if entry.attributes is None and self._fs.namespace.keep_attributes:
-            return Row(listed.name, None, _listed_kind(entry), following)
-        inode = self._fs.inode_of(directory, listed.name, listed.segment, entry)
-        return Row(listed.name, self._fs.stat_entry(inode, entry), 0, following)
+    def _listed_rows(
+        self, reading: _Reading, listed: Sequence[Listed], index: int
+    ) -> Iterator[Row]:
+        """What the rows from *index* on show by now.
+
+        Our own changes may be younger than the listing.  12 us a row.
+        """
+        filesystem, directory = self._fs, reading.inode
+        names = filesystem.cache.names(directory.prefix)
+        certain = not filesystem.namespace.keep_attributes
+        following = len(reading.unsaved) + index
+        hidden = {inode.segment for inode in reading.unsaved}
+        for name, segment, entry in listed:
+            following += 1
+            if segment in hidden:
+                continue
+            inode = filesystem.inodes.find(directory, name)
+            file = filesystem.files.get(inode) if inode is not None else None
+            if inode is not None and file is not None:
+                yield Row(name, filesystem.stat_file(inode, file), 0, following)
+                continue
+            known = names.get(segment)
+            if known is not None and known.checked >= entry.checked:
+                if isinstance(known, Absent):
+                    continue
+                entry = known
+            if entry.attributes is None and not certain:
+                yield Row(name, None, _listed_kind(entry), following)
+                continue
+            inode = filesystem.inode_of(directory, name, segment, entry)
+            yield Row(name, filesystem.stat_entry(inode, entry), 0, following)
 
 
 def _listed_kind(entry: Entry) -> int:

@@ -39,6 +39,8 @@ class FileBytes(ABC):
     `base` is the object version that unstaged bytes come from, None when there are none.
     `stored_key` is where the store has an object of this file, empty when it has none, and
     `obsolete` are keys where it had one before a rename, which are to be deleted.
+    `stored_attributes` are those that the store got with the last save, if they are known, and
+    `written` the moments by its clock between which that was.
     `attributes` and `size` are what stat(2) shows.  `kept` are the headers of the old object
     that a new version takes over, None when they are not known.  State changes happen between
     checkpoints; `save` holds `lock`, and whoever changes bytes waits for it.
@@ -61,6 +63,8 @@ class FileBytes(ABC):
         self.handles = 0
         self.readers = 0
         self.obsolete: set[str] = set()
+        self.stored_attributes: Attributes | None = None
+        self.written: tuple[int, int] | None = None
         self.lock = trio.Lock()
         self.condition: Precondition = ALWAYS
         self.unsaved_attributes = False
@@ -87,6 +91,11 @@ class FileBytes(ABC):
         if self._detached:
             return False
         return self._staged is not None or self.base is None
+
+    @property
+    def uploading(self) -> bool:
+        """Whether bytes are on their way, or about to be."""
+        return self.lock.locked() or self._upload is not None
 
     @property
     def unsaved_bytes(self) -> int:
@@ -126,12 +135,13 @@ class FileBytes(ABC):
             if staged.dropped.overlaps(start, stop):
                 await self._bring_home()
                 continue
-            for low, high, inside in staged.extents.pieces(start, stop):
+            # A copy: while we wait, a save may stage more (of the same bytes).
+            for low, high, inside in list(staged.extents.pieces(start, stop)):
                 if inside:
                     result[low - start : high - start] = staged.read(low, high)
                 elif low < staged.base_limit:
                     await self._copy_base(reader, result, start, low, min(high, staged.base_limit))
-                if self._generation != generation:
+                if self._generation != generation or staged.dropped.overlaps(start, stop):
                     break  # Somebody wrote while we waited: take a new look.
             else:
                 return bytes(result)

@@ -28,7 +28,7 @@ from s3mount.fs.markers import Markers
 from s3mount.fs.names import BESIDE, FOLDER, key_of, slot_name
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.openfile import OpenFile
-from s3mount.fs.status import Changes, Stat, changed, other_kind
+from s3mount.fs.status import Stat, inherited, other_kind
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ABSENT, Buffer, ObjectStore
@@ -63,14 +63,14 @@ class FileSystem:
         self._workshop = workshop
         self._exclusive_at_open = exclusive_at_open
         self.cache = namespace.cache
-        self.open_files = OpenFiles(workshop, self.inodes, self.cache)
+        self.open_files = OpenFiles(workshop, self.inodes, self.cache, namespace.index)
         self.files = self.open_files.by_inode
         self._handles: dict[int, Handle] = {}
         self._last_handle = 0
         self._closed = trio.lowlevel.ParkingLot()
         self.markers = Markers(store, namespace, workshop, self.inodes)
-        self._learner = Learner(namespace, workshop.nursery)
-        self._root = namespace.defaults.directory(time.time_ns())
+        self.learner = Learner(namespace, workshop.nursery)
+        self.root_attributes = namespace.defaults.directory(time.time_ns())
 
     # -- names -----------------------------------------------------------------------------
 
@@ -87,12 +87,20 @@ class FileSystem:
             if file.dirty:
                 return self.stat_file(inode, file)
         prefix = parent.prefix
-        segment = inode.segment if inode is not None else await self.namespace.slot_of(prefix, name)
-        self._learner.looked_up(prefix, segment)
+        name, segment = await self.place_of(parent, name)
+        self.learner.looked_up(prefix, segment)
         entry = await self.namespace.find(prefix, segment)
         if entry is None:
             raise PosixError(errno.ENOENT)
         return self.stat_entry(self.inode_of(parent, name, segment, entry), entry)
+
+    async def place_of(
+        self, parent: Inode, name: bytes, missing: int = errno.ENOENT
+    ) -> tuple[bytes, str]:
+        inode = self.inodes.find(parent, name)
+        if inode is not None:
+            return name, inode.segment
+        return await self.namespace.place_of(parent.prefix, name, missing)
 
     def inode_of(self, parent: Inode, name: bytes, segment: str, entry: Entry) -> Inode:
         """The inode for an entry: another one when the content is another.
@@ -129,7 +137,7 @@ class FileSystem:
         if file is not None:
             return self.stat_file(inode, file)
         if inode.parent is None:
-            return Stat(inode, self.markers.unsaved.get(inode, self._root), 0)
+            return Stat(inode, self.root_attributes, 0)
         if inode.gone and inode.directory:  # Removed, but somebody still has it open.
             return Stat(inode, self.namespace.defaults.directory(0), 0)
         if inode.gone:
@@ -158,39 +166,6 @@ class FileSystem:
         inode.kind = stat.S_IFMT(attributes.mode)
         age = self.cache.clock() - entry.checked
         return Stat(inode, attributes, entry.size, certain, age)
-
-    # -- attributes ------------------------------------------------------------------------
-
-    async def setattr(self, number: int, changes: Changes, handle_number: int | None) -> Stat:
-        """Change attributes or the size."""
-        inode = self.inodes.get(number)
-        if inode.directory:
-            return await self._set_directory(inode, changes)
-        file = await self.file_of(inode)
-        file.handles += 1
-        try:
-            if changes.size is not None and changes.size != file.size:
-                await file.truncate(changes.size)
-                if handle_number is None and file.handles == 1:
-                    await self.open_files.save(file)
-            self._apply(file, changes)
-            return self.stat_file(inode, file)
-        finally:
-            file.handles -= 1
-            self.open_files.settle(file)
-
-    def _apply(self, file: OpenFile, changes: Changes) -> None:
-        attributes = changed(file.attributes, changes)
-        if attributes != file.attributes and self.namespace.keep_attributes:
-            file.set_attributes(attributes)
-
-    async def _set_directory(self, inode: Inode, changes: Changes) -> Stat:
-        current = await self.getattr(inode.number)
-        attributes = changed(current.attributes, changes)
-        if not self.namespace.keep_attributes:
-            return current
-        self.markers.set(inode, attributes)
-        return Stat(inode, attributes, 0)
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -256,14 +231,14 @@ class FileSystem:
     ) -> tuple[int, Stat]:
         """Create and open a file; the store hears of it when it is closed."""
         parent = self.inodes.get(parent_number)
-        segment = await self.namespace.slot_of(parent.prefix, name, errno.EINVAL)
+        name, segment = await self.place_of(parent, name, errno.EINVAL)
         entry = await self.namespace.find(parent.prefix, segment)
         known = self.inodes.find(parent, name)
         if entry is not None or (known is not None and known in self.files):
             return await self._open_existing(parent, name, segment, flags, entry)
         await self.namespace.check_new(parent.prefix, segment, directory=False)
         inode = self.inodes.obtain(parent, name, segment, directory=False)
-        file = self._new_file(inode, None, attributes)
+        file = self._new_file(inode, None, inherited(attributes, self._attributes_of(parent)))
         if flags & os.O_EXCL or self.namespace.listing_denied:
             file.condition = ABSENT
         handle = self._new_handle(file, flags)
@@ -348,7 +323,7 @@ class FileSystem:
     async def unlink(self, parent_number: int, name: bytes) -> None:
         """Remove a file; whoever has it open keeps its bytes."""
         parent = self.inodes.get(parent_number)
-        segment = await self.namespace.slot_of(parent.prefix, name)
+        name, segment = await self.place_of(parent, name)
         inode = self.inodes.find(parent, name)
         file = self.files.get(inode) if inode is not None else None
         await self._remove_object(key_of(parent.prefix, segment), file)
@@ -397,11 +372,12 @@ class FileSystem:
         """Make a directory: its marker object."""
         parent = self.inodes.get(parent_number)
         prefix, namespace = parent.prefix, self.namespace
-        segment = await namespace.slot_of(prefix, name, errno.EINVAL)
+        name, segment = await self.place_of(parent, name, errno.EINVAL)
         namespace.check_key(prefix + segment + "/")
         if await namespace.find(prefix, segment, attributes=False) is not None:
             raise PosixError(errno.EEXIST)
         await namespace.check_new(prefix, segment, directory=True)
+        attributes = inherited(attributes, self._attributes_of(parent))
         await self.markers.put(prefix + segment + "/", attributes)
         self.cache.put_listing(prefix + segment + "/", {}, self.cache.clock())
         self.touch_directory(parent)
@@ -411,7 +387,7 @@ class FileSystem:
     async def rmdir(self, parent_number: int, name: bytes) -> None:
         """Remove an empty directory, whatever made it one."""
         parent = self.inodes.get(parent_number)
-        segment = await self.namespace.slot_of(parent.prefix, name)
+        name, segment = await self.place_of(parent, name)
         prefix = parent.prefix + segment + "/"
         inode = self.inodes.find(parent, name)
         if inode is not None and self.has_unsaved(inode):
@@ -420,6 +396,7 @@ class FileSystem:
             raise PosixError(errno.ENOTEMPTY)
         await self.remove_markers(prefix)
         self.cache.drop_tree(prefix)
+        self.namespace.index.forget(parent.prefix, segment, directory=True)
         if inode is not None:
             self.detach(inode)
         self._gone(parent, segment)
@@ -465,12 +442,23 @@ class FileSystem:
 
     # -- directories -----------------------------------------------------------------------
 
+    def _attributes_of(self, directory: Inode) -> Attributes | None:
+        """What is known of a directory without asking; the kernel has just looked at its mode."""
+        if directory.parent is None:
+            return self.root_attributes
+        entry = self.cache.peek(directory.parent.prefix, directory.segment)
+        known = entry.attributes if entry is not None else None
+        return self.markers.unsaved.get(directory, known)
+
     def touch_directory(self, directory: Inode) -> None:
         """A change of its names moves mtime and ctime of a directory, for this mount."""
         now = time.time_ns()
         if directory.parent is None:
-            self._root = replace(self._root, mtime_ns=now, ctime_ns=now)
+            self.root_attributes = replace(self.root_attributes, mtime_ns=now, ctime_ns=now)
             return
+        unsaved = self.markers.unsaved.get(directory)
+        if unsaved is not None:
+            self.markers.unsaved[directory] = replace(unsaved, mtime_ns=now, ctime_ns=now)
         entry = self.cache.peek(directory.parent.prefix, directory.segment)
         if entry is not None and entry.attributes is not None:
             attributes = replace(entry.attributes, mtime_ns=now, ctime_ns=now)

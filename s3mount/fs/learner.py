@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from s3mount.cache.metadata import Entry
@@ -23,9 +25,17 @@ class _Walk:
         self.positions = {name: position for position, name in enumerate(names)}
         self.cursor = 0
         self.limit = 0
-        self.last = 0.0
+        self.last = trio.current_time()
         self.workers = 0
         self.wake = trio.lowlevel.ParkingLot()
+
+    def reached(self, segment: str) -> None:
+        """Somebody has come to a name: those after it are the next ones."""
+        self.last = trio.current_time()
+        position = self.positions.get(segment)
+        if position is not None:
+            self.limit = max(self.limit, position + AHEAD)
+            self.wake.unpark_all()
 
 
 class Learner:
@@ -40,29 +50,50 @@ class Learner:
         self._nursery = nursery
         self._walks: dict[str, _Walk] = {}
         self._asked_last = ("", 0.0)
+        self._walked_last = ("", 0.0)
 
     def looked_up(self, prefix: str, segment: str) -> None:
         """Somebody looks at a name."""
-        if not self._namespace.keep_attributes:
-            return
-        known = self._namespace.cache.get(prefix, segment)
-        if not isinstance(known, Entry) or known.attributes is not None:
+        if not self._namespace.keep_attributes or not self._is_unknown(prefix, segment):
             return
         now = trio.current_time()
-        walk = self._walks.get(prefix)
-        if walk is None:
-            before, self._asked_last = self._asked_last, (prefix, now)
-            if before[0] != prefix or now - before[1] > PATIENCE:
-                return
-            walk = self._begin(prefix)
-            if walk is None:
-                return
-        walk.last = now
-        position = walk.positions.get(segment)
-        if position is not None:
-            walk.cursor = max(walk.cursor, position + 1)
-            walk.limit = max(walk.limit, position + AHEAD)
-            walk.wake.unpark_all()
+        before, self._asked_last = self._asked_last, (prefix, now)
+        if before[0] != prefix or now - before[1] > PATIENCE:
+            return
+        self._walked_last = (prefix, now)
+        walk = self._walks.get(prefix) or self._begin(prefix)
+        if walk is not None:
+            # Whoever asks is about to ask for this one: the workers begin with the next.
+            walk.cursor = max(walk.cursor, walk.positions.get(segment, -1) + 1)
+            walk.reached(segment)
+
+    def is_walked(self, prefix: str) -> bool:
+        """Whether somebody looks at one name of a directory after the other."""
+        walked, moment = self._walked_last
+        return walked == prefix and trio.current_time() - moment < PATIENCE
+
+    async def learn(self, prefix: str, segments: Sequence[str]) -> None:
+        """Ask for what is not known of some names, of which somebody is to hear next."""
+        unknown = [segment for segment in segments if self._is_unknown(prefix, segment)]
+        if not unknown:
+            return
+        walk = self._walks.get(prefix) or self._begin(prefix)
+        if walk is not None:
+            walk.reached(unknown[-1])
+        remaining = iter(unknown)
+
+        async def work() -> None:
+            for segment in remaining:
+                await self._learn(prefix, segment)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(PARALLEL, len(unknown))):
+                nursery.start_soon(work)
+        self._walked_last = (prefix, trio.current_time())
+
+    def _is_unknown(self, prefix: str, segment: str) -> bool:
+        known = self._namespace.cache.get(prefix, segment)
+        return isinstance(known, Entry) and known.attributes is None
 
     def _begin(self, prefix: str) -> _Walk | None:
         listing = self._namespace.cache.listing(prefix)

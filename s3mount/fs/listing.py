@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import trio
 
-from s3mount.cache.metadata import Absent, Entry, MetaCache
+from s3mount.cache.index import AttributeIndex
+from s3mount.cache.metadata import Absent, Entry, MetaCache, combine
+from s3mount.cache.records import Row
 from s3mount.errors import StoreError
 from s3mount.fs.names import BESIDE, FOLDER, folder_of, slot_name
 from s3mount.s3.store import ListPage, ObjectStore
@@ -31,10 +33,14 @@ class Listing:
     `folders` tells whether there are markers of Hadoop's kind.
     """
 
-    def __init__(self, prefix: str, store: ObjectStore, cache: MetaCache) -> None:
+    def __init__(
+        self, prefix: str, store: ObjectStore, cache: MetaCache, index: AttributeIndex
+    ) -> None:
         self._prefix = prefix
         self._store = store
         self._cache = cache
+        self._index = index
+        self._indexed: set[str] = set()
         self._began = cache.clock()
         self._rows: list[Listed] = []
         self._dropped = 0  # Rows that came before the first one in `_rows`.
@@ -81,6 +87,16 @@ class Listing:
             self._changed.unpark_all()
             await self._changed.park()
 
+    async def rows(self, index: int, limit: int) -> Sequence[Listed]:
+        """Up to *limit* rows from *index* on: what is here, or what comes next; none at the end.
+
+        Raises `StoreError`.
+        """
+        if await self.row(index) is None:
+            return ()
+        position = index - self._dropped
+        return self._rows[position : position + limit]
+
     async def finished(self, limit: int) -> int:
         """Wait for the end, or for more than *limit* rows; return how many there are."""
         while not self._done and len(self._rows) <= limit:
@@ -100,7 +116,7 @@ class Listing:
         try:
             while True:
                 page = await self._store.list_page(self._prefix, token=token)
-                self._add(page)
+                self._add(page, await self._index.page(self._prefix, self._names(page)))
                 token = page.token
                 if token is None:
                     break
@@ -111,6 +127,7 @@ class Listing:
         else:
             if self._seen is not None:
                 self._cache.put_listing(self._prefix, self._seen, self._began)
+                self._forget_gone()
         finally:
             self._done = True
             self._changed.unpark_all()
@@ -126,25 +143,64 @@ class Listing:
                 self._dropped += surplus
             await self._changed.park()
 
-    def _add(self, page: ListPage) -> None:
+    def _names(self, page: ListPage) -> list[str]:
+        """What the names of a page are called in the index."""
+        start = len(self._prefix)
+        names = [listed[0][start:] for listed in page.objects]
+        names += [prefix[start:] for prefix in page.prefixes]
+        return names
+
+    def _forget_gone(self) -> None:
+        """Drop what the index knows of names that are not there any more."""
+        for name in self._indexed:
+            segment, directory = name.removesuffix("/"), name.endswith("/")
+            known = self._cache.peek(self._prefix, segment)
+            if not directory and (known is None or known.directory):
+                known = self._cache.peek(self._prefix, BESIDE + segment)
+            if known is None or known.directory != directory:
+                self._index.forget(self._prefix, segment, directory=directory)
+
+    def _known_file(self, segment: str, listed: Entry, rows: dict[str, Row]) -> Entry:
+        """What a listing shows of an object, with the attributes if they are known."""
+        known = self._cache.peek(self._prefix, segment)
+        if known is None or known.attributes is None or known.etag != listed.etag:
+            known = self._index.file(rows, segment, self._began)
+        if known is None:
+            return listed
+        entry = combine(listed, known, 0.0)
+        if known.written is not None and entry.attributes is not None:
+            self._index.remember(self._prefix, segment, entry)  # Now Last-Modified is known.
+        return entry
+
+    def _known_directory(self, segment: str, rows: dict[str, Row]) -> Entry:
+        listed = Entry(True, 0, "", 0, None, self._began)
+        known = self._cache.peek(self._prefix, segment)
+        if known is None or not known.directory or known.attributes is None:
+            known = self._index.directory(rows, segment, self._began)
+        return listed if known is None else combine(listed, known, self._began - self._cache.ttl)
+
+    def _add(self, page: ListPage, rows: dict[str, Row]) -> None:
         """Turn a page into rows; what the next one may make something else of waits for it.
 
         ``a/`` and ``a_$folder$`` come later than ``a``, perhaps by pages.  Stores that list in
         no order (SeaweedFS) tell even later: then a row becomes another one where it stands.
         """
         files, self._waiting = self._waiting, {}
+        if self._seen is not None:
+            self._indexed.update(rows)
         start, began = len(self._prefix), self._began
         directories = [prefix[start:-1] for prefix in page.prefixes]
         for key, size, etag, modified_ns, _storage_class in page.objects:
             segment = key[start:]
             folder = folder_of(segment)
             if key and (size or (segment and folder is None)):
-                files[segment] = Entry(False, size, etag, modified_ns, None, began)
+                listed = Entry(False, size, etag, modified_ns, None, began)
+                files[segment] = self._known_file(segment, listed, rows)
             elif folder is not None:
                 self.folders = True
                 directories.append(folder)
         for segment in directories:
-            self._add_directory(segment)
+            self._add_directory(segment, rows)
         end = _end_of(page, start)
         for segment, entry in files.items():
             if end is not None and segment + FOLDER >= end:
@@ -154,13 +210,14 @@ class Listing:
         self._near = {one for one in self._near if end is not None and one + FOLDER >= end}
         if self._seen is not None and len(self._seen) > self._cache.max_entries // 2:
             self._seen = None
+            self._indexed.clear()
 
-    def _add_directory(self, segment: str) -> None:
+    def _add_directory(self, segment: str, rows: dict[str, Row]) -> None:
         known = None if self._seen is None else self._seen.get(segment)
         if segment in self._near or (known is not None and known.directory):
             return
         self._near.add(segment)
-        entry = Entry(True, 0, "", 0, None, self._began)
+        entry = self._known_directory(segment, rows)
         if known is None:
             self._add_row(segment, entry)
             return

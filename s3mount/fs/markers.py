@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import trio
@@ -32,10 +33,18 @@ class Markers:
     async def put(self, prefix: str, attributes: Attributes) -> None:
         """Write the marker of the directory *prefix*."""
         await self._store.put(prefix, [], headers=self._workshop.marker_headers(attributes))
+        self.written(prefix, attributes)
+
+    def written(self, prefix: str, attributes: Attributes) -> None:
+        """Take note of what the marker of the directory *prefix* says since we have written it."""
         above, slash, segment = prefix[:-1].rpartition("/")
         above += slash
         cache = self._namespace.cache
-        cache.put(above, segment, Entry(True, 0, "", 0, attributes, cache.clock(), True))
+        index = self._namespace.index
+        learnt = math.inf if index.lasting else None
+        entry = Entry(True, 0, "", 0, attributes, cache.clock(), True, learnt=learnt)
+        cache.put(above, segment, entry)
+        index.remember(above, segment, entry)
 
     def set(self, inode: Inode, attributes: Attributes) -> None:
         """Change what stat(2) shows of a directory, and write it down soon."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 
 import trio
 
 from s3mount.attributes import Defaults, decode
 from s3mount.cache.blocks import BlockCache, ObjectVersion
+from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import Absent, Entry, MetaCache
 from s3mount.errors import Denied, InvalidName, InvalidRange, NotFound, PosixError, StoreError
 from s3mount.fs.listing import Listing
@@ -52,13 +53,16 @@ META = "x-amz-meta-"
 OURS = ("mode", "uid", "gid", "mtime", "ctime", "atime", "rdev", "xattr")
 
 
-def kept_headers(info: ObjectInfo) -> Mapping[str, str]:
-    """The headers of an object that a new version of the same file keeps."""
+def kept_headers(info: ObjectInfo, ours: Collection[str] = OURS) -> Mapping[str, str]:
+    """The headers of an object that a new version of the same file keeps.
+
+    *ours* are the names of metadata that are written anew.
+    """
     kept = {name: info.headers[name] for name in KEPT_HEADERS if info.headers.get(name)}
     if kept.get("content-encoding") == "aws-chunked":
         del kept["content-encoding"]
     for name, value in info.metadata.items():
-        if name not in OURS:
+        if name not in ours:
             kept[META + name] = value
     return kept
 
@@ -75,6 +79,7 @@ class Namespace:
         self,
         store: ObjectStore,
         cache: MetaCache,
+        index: AttributeIndex,
         blocks: BlockCache,
         defaults: Defaults,
         nursery: trio.Nursery,
@@ -83,6 +88,7 @@ class Namespace:
         max_key: int,
     ) -> None:
         self.cache = cache
+        self.index = index
         self.defaults = defaults
         self.keep_attributes = keep_attributes
         self.folders = False
@@ -100,11 +106,14 @@ class Namespace:
 
     # -- names and slots -------------------------------------------------------------------
 
-    async def slot_of(self, prefix: str, name: bytes, missing: int = errno.ENOENT) -> str:
-        """The slot that a file name stands for.
+    async def place_of(
+        self, prefix: str, name: bytes, missing: int = errno.ENOENT
+    ) -> tuple[bytes, str]:
+        """The slot that a file name stands for, and the name that it is known by.
 
-        Raises `PosixError`: ENAMETOOLONG, and *missing* for a name that looks like an escape
-        of something that is not there.
+        That is another one where the directory is gone that an object stood beside: whoever
+        removes a tree has read the old names before.  Raises `PosixError`: ENAMETOOLONG, and
+        *missing* for a name that looks like an escape of something that is not there.
         """
         plain = split_file(name)
         shown = name if plain is None else plain
@@ -115,7 +124,11 @@ class Namespace:
         if name.startswith(ESCAPE) and slot_name(slot) != name:
             raise PosixError(missing)
         self.check_key(key_of(prefix, slot))
-        return slot
+        if is_beside(slot) and await self.find(prefix, slot, attributes=False) is None:
+            alone = await self.find(prefix, slot[1:], attributes=False)
+            if alone is not None and not alone.directory:
+                return slot_name(slot[1:]), slot[1:]
+        return name, slot
 
     def check_key(self, key: str) -> None:
         """Raise `PosixError` ENAMETOOLONG for a key that no store takes."""
@@ -242,6 +255,8 @@ class Namespace:
         if later is not None and later.checked > began:
             return later if isinstance(later, Entry) else None
         self.cache.put(prefix, segment, Absent(began) if entry is None else entry)
+        if entry is not None and self.keep_attributes:
+            self.index.remember(prefix, segment.removeprefix(BESIDE), entry)
         return entry
 
     async def _ask_both(self, prefix: str, slot: str) -> Entry | None:
@@ -337,6 +352,8 @@ class Namespace:
 
     async def _look_directory(self, key: str, *, marker: bool) -> Entry:
         now = self.cache.clock()
+        if self.index.lasting and (known := await self.index.directory_at(key, now)) is not None:
+            return known
         if marker and self.keep_attributes:
             try:
                 info = await self._store.head(key)
@@ -354,8 +371,12 @@ class Namespace:
         bare = self.defaults.file(info.modified_ns)
         attributes = decode(info.metadata, bare, info.size) if self.keep_attributes else bare
         now = self.cache.clock()
-        kept = self._shared(kept_headers(info))
+        kept = self.kept_headers(info)
         return Entry(False, info.size, info.etag, info.modified_ns, attributes, now, False, kept)
+
+    def kept_headers(self, info: ObjectInfo) -> Mapping[str, str]:
+        """The headers of an object that a new version of the same file keeps."""
+        return self._shared(kept_headers(info, OURS if self.keep_attributes else ()))
 
     def _shared(self, headers: Mapping[str, str]) -> Mapping[str, str]:
         """One mapping for all objects with the same headers: most files of a tree have."""
@@ -373,7 +394,7 @@ class Namespace:
         known = self.cache.listing(prefix, max_age)
         if known is not None:
             return Listing.of_known(prefix, known)
-        listing = Listing(prefix, self._store, self.cache)
+        listing = Listing(prefix, self._store, self.cache, self.index)
         self._listings[prefix] = listing
         self._nursery.start_soon(self._run_listing, prefix, listing)
         return listing
@@ -385,6 +406,18 @@ class Namespace:
             self.folders = self.folders or listing.folders
             if self._listings.get(prefix) is listing:
                 del self._listings[prefix]
+
+    def forget_tree(self, prefix: str) -> None:
+        """Ask the store for everything under *prefix* when it is wanted again."""
+        self.cache.drop_tree(prefix)
+        self.index.forget_tree(prefix)
+        self.forget_blocks(prefix, tree=True)
+        for under_way in [one for one in self._listings if one.startswith(prefix)]:
+            del self._listings[under_way]
+
+    def forget_blocks(self, key: str, *, tree: bool) -> None:
+        """Drop the bytes in memory of an object, or of all whose keys begin with *key*."""
+        self._blocks.forget(key, tree=tree)
 
     async def is_empty(self, prefix: str) -> bool:
         """Whether the store has nothing under *prefix* but the marker itself; asks always."""

@@ -52,6 +52,7 @@ class OpenFile(FileBytes):
             return await self._save()
 
     async def _save(self) -> Stored:
+        began_ns = time.time_ns()
         try:
             try:
                 stored = await (self._save_bytes() if self.changed else self._save_attributes())
@@ -64,6 +65,7 @@ class OpenFile(FileBytes):
             self.error = error
             raise
         self.error = None
+        self.written = stored.between(began_ns)
         return stored
 
     async def _is_ghost(self) -> bool:
@@ -110,6 +112,7 @@ class OpenFile(FileBytes):
         if self._staged is not None:
             self._staged.close()
             self._staged = None
+        self.stored_attributes = attributes if declared is None else None
         self.unsaved_attributes = self.attributes != attributes or (
             declared is not None and self._differs(declared)
         )
@@ -180,6 +183,7 @@ class OpenFile(FileBytes):
         key, attributes = self.inode.key, self.attributes
         source = self.base
         if source.size > MAX_COPY_SIZE:
+            headers: Mapping[str, str] | None = self.headers()
             stored = await self._copy_large(source, key, self.headers())
         else:
             # Where nobody has asked what the object says about itself, it keeps saying it.
@@ -189,6 +193,7 @@ class OpenFile(FileBytes):
             )
         self.base = ObjectVersion(key, stored.etag, source.size)
         self._stored_at(key)
+        self.stored_attributes = None if headers is None else attributes
         self.unsaved_attributes = self.attributes != attributes
         return stored
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from s3mount.cache.metadata import Absent, Entry
+from s3mount.cache.metadata import Absent
 from s3mount.errors import PosixError
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.inodes import Inode
@@ -38,7 +38,7 @@ class Renamer:
         )
         source = (await self._fs.lookup(parent_number, name)).inode
         namespace = self._fs.namespace
-        segment = await namespace.slot_of(new_parent.prefix, new_name, errno.EINVAL)
+        new_name, segment = await self._fs.place_of(new_parent, new_name, errno.EINVAL)
         try:
             target = (await self._fs.lookup(new_parent_number, new_name)).inode
         except PosixError as error:
@@ -127,8 +127,9 @@ class Renamer:
         if self._fs.namespace.folders:
             await self._store.delete(old[:-1] + FOLDER)
         self._fs.reveal(old_parent, old_segment)
-        marker = Entry(True, 0, "", 0, attributes, self._fs.cache.clock(), True)
-        self._fs.cache.put(parent.prefix, segment, marker)
+        self._fs.namespace.index.moved(old, new)
+        self._fs.namespace.index.forget(old_parent.prefix, old_segment, directory=True)
+        self._fs.markers.written(new, attributes)
 
     def _moved_files(self, old: str, new: str, moved: Mapping[str, str]) -> None:
         """Files that are open in a renamed tree have other objects below them now."""

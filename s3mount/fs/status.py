@@ -31,6 +31,13 @@ class Changes:
     gid: int | None = None
     size: int | None = None
     mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+    @property
+    def only_times(self) -> bool:
+        """Whether this sets mtime and ctime and nothing else, as the kernel does by itself."""
+        others = (self.mode, self.uid, self.gid, self.size)
+        return others == (None,) * 4 and None not in (self.mtime_ns, self.ctime_ns)
 
 
 def other_kind(inode: Inode, entry: Entry) -> bool:
@@ -38,6 +45,14 @@ def other_kind(inode: Inode, entry: Entry) -> bool:
     if entry.attributes is None or inode.kind == 0:
         return False
     return stat.S_IFMT(entry.attributes.mode) != inode.kind
+
+
+def inherited(attributes: Attributes, above: Attributes | None) -> Attributes:
+    """*attributes* of something new in a directory with those *above*: setgid hands its group on."""
+    if above is None or not above.mode & stat.S_ISGID:
+        return attributes
+    mode = attributes.mode | (stat.S_ISGID if stat.S_ISDIR(attributes.mode) else 0)
+    return replace(attributes, mode=mode, gid=above.gid)
 
 
 def changed(attributes: Attributes, changes: Changes) -> Attributes:
@@ -51,5 +66,5 @@ def changed(attributes: Attributes, changes: Changes) -> Attributes:
         uid=attributes.uid if changes.uid is None else changes.uid,
         gid=attributes.gid if changes.gid is None else changes.gid,
         mtime_ns=attributes.mtime_ns if changes.mtime_ns is None else changes.mtime_ns,
-        ctime_ns=time.time_ns(),
+        ctime_ns=time.time_ns() if changes.ctime_ns is None else changes.ctime_ns,
     )

@@ -6,6 +6,7 @@ import logging
 
 import trio
 
+from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import Entry, MetaCache
 from s3mount.errors import (
     Changed,
@@ -36,8 +37,11 @@ class OpenFiles:
     `by_inode` holds each of them once, and its inode is pinned for as long.
     """
 
-    def __init__(self, workshop: Workshop, inodes: InodeTable, cache: MetaCache) -> None:
+    def __init__(
+        self, workshop: Workshop, inodes: InodeTable, cache: MetaCache, index: AttributeIndex
+    ) -> None:
         self.by_inode: dict[Inode, OpenFile] = {}
+        self._index = index
         self._workshop = workshop
         self._inodes = inodes
         self._cache = cache
@@ -60,11 +64,20 @@ class OpenFiles:
         if inode.gone or inode.parent is None or file.base is None:
             return
         inode.shown = file.base.etag
-        now = self._cache.clock()
+        prefix, segment, now = inode.parent.prefix, inode.segment, self._cache.clock()
         entry = Entry(
-            False, file.base.size, file.base.etag, 0, file.attributes, now, False, file.kept
+            False,
+            file.base.size,
+            file.base.etag,
+            0,
+            file.attributes,
+            now,
+            kept=file.kept,
+            written=file.written,
         )
-        self._cache.put(inode.parent.prefix, inode.segment, entry)
+        self._cache.put(prefix, segment, entry)
+        if file.stored_attributes is not None:
+            self._index.remember(prefix, segment, entry._replace(attributes=file.stored_attributes))
 
     def settle(self, file: OpenFile) -> None:
         """Decide what becomes of a file that may have lost its last handle."""

@@ -21,6 +21,7 @@ from s3mount.s3.faults import error_class, one_line
 from s3mount.s3.http import Answer, body_size
 from s3mount.s3.multipart import MultipartUploads
 from s3mount.s3.objects import (
+    answered,
     checked,
     checksum_header,
     condition_headers,
@@ -154,7 +155,7 @@ class S3Client(MultipartUploads):
                     return stored_of(info)
             raise refused(error, condition) from error
         etag = read_answer(request, xml.result, answer)["ETag"]
-        return Stored(etag or await self._etag(target), answer.headers.get("x-amz-version-id"))
+        return answered(etag or await self._etag(target), answer)
 
     async def delete(self, key: str, *, condition: Precondition = ALWAYS) -> None:
         """Delete an object; that there is none is no error."""
@@ -237,7 +238,7 @@ class S3Client(MultipartUploads):
 
     async def _stored(self, key: str, answer: Answer) -> Stored:
         etag = answer.headers.get("etag") or await self._etag(key)
-        return Stored(etag, answer.headers.get("x-amz-version-id"))
+        return answered(etag, answer)
 
 
 async def _in_parallel(

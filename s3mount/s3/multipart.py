@@ -10,6 +10,7 @@ from s3mount.s3 import checksum, lost, xml
 from s3mount.s3.calls import Request
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
 from s3mount.s3.objects import (
+    answered,
     checked,
     checksum_header,
     condition_headers,
@@ -214,7 +215,7 @@ class MultipartUploads(BucketReader):
         etag = read_answer(request, xml.result, answer)["ETag"]
         if not etag or not self._capabilities.complete_names_etag:
             etag = await self._etag(key)
-        return Stored(etag, answer.headers.get("x-amz-version-id"))
+        return answered(etag, answer)
 
     def _part_checksum_values(
         self, upload_id: str, parts: Sequence[PartDone]

@@ -105,6 +105,12 @@ def stored_of(info: ObjectInfo) -> Stored:
     return Stored(info.etag, info.headers.get("x-amz-version-id"))
 
 
+def answered(etag: str, answer: Answer) -> Stored:
+    """What the answer to a write says of the object that has *etag* now."""
+    moment_ns = http_date_ns(answer.headers.get("date", ""))
+    return Stored(etag, answer.headers.get("x-amz-version-id"), moment_ns)
+
+
 async def checksum_header(
     algorithm: str | None, body: Body, crc: int | None
 ) -> tuple[dict[str, str], int | None]:

@@ -32,6 +32,7 @@ _WEAKNESSES = {
     "list_v2": "knows the old listing only",
     "unsigned_payload": "wants a SHA-256 of everything that is written, which is slow",
     "complete_names_etag": "does not tell the ETag of a completed upload: it is asked for",
+    "marker_metadata": "forgets modes, owners and times of directories: only this host knows them",
     "distinct_etags": "gives different contents one ETag: changes may go unnoticed",
 }
 
@@ -114,6 +115,7 @@ class _Probe:
             self._try_copy,
             self._try_multipart,
             self._try_delete_many,
+            self._try_marker,
         )
         if isinstance(written, StoreError):
             self._notes, self._found = notes, found
@@ -300,6 +302,18 @@ class _Probe:
         left = await _outcome(lambda: self._client.head(key))
         if isinstance(failures, StoreError) or not isinstance(failures.get(key), Denied):
             self._found["delete_many"] = isinstance(left, StoreError)
+
+    async def _try_marker(self) -> None:
+        key = f"{self._key('i')}/"
+        self._keys.append(key)
+        headers = {"content-type": "application/x-directory", "x-amz-meta-mode": "16877"}
+        if isinstance(
+            await _outcome(lambda: self._client.put(key, [], headers=headers)), StoreError
+        ):
+            return
+        info = await _outcome(lambda: self._client.head(key))
+        if isinstance(info, ObjectInfo):
+            self._found["marker_metadata"] = info.metadata.get("mode") == "16877"
 
     # ----------------------------------------------------------------- judgement
 

@@ -97,6 +97,20 @@ class BucketReader:
     def _source(self, key: str) -> str:
         return f"/{self.bucket}/{escape_key(self.prefix + key)}"
 
+    # ------------------------------------------------------------------ links
+
+    def full_key(self, key: str) -> str:
+        """The key in the bucket; see `ObjectLinks.full_key`."""
+        return self.prefix + key
+
+    def url(self, key: str) -> str:
+        """The address as the tools of AWS take it; see `ObjectLinks.url`."""
+        return f"s3://{self.bucket}/{self.prefix}{key}"
+
+    async def presigned_url(self, key: str, seconds: int) -> str:
+        """A link for everybody; see `ObjectLinks.presigned_url`."""
+        return await self._calls.presigned_url(self._path(key), seconds)
+
     # ------------------------------------------------------------------ reading
 
     async def head(self, key: str) -> ObjectInfo:

@@ -1,4 +1,4 @@
-"""Signature Version 4 of S3, by headers: from a request's parts to its Authorization header.
+"""Signature Version 4 of S3: from a request's parts to its Authorization header, or to a link.
 
 The path is signed as it is sent: S3 is the one service that does not normalise it.
 """
@@ -105,6 +105,25 @@ class Signer:
             f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{self._scope}, "
             f"SignedHeaders={signed}, Signature={signature}"
         )
+
+    def presign(self, credentials: Credentials, host: str, path: str, seconds: int) -> str:
+        """The query that authenticates a GET of *path* from now on, for *seconds*."""
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() + self.clock_offset))
+        key = self._signing_key(credentials, stamp[:8])
+        parameters = {
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{credentials.access_key}/{self._scope}",
+            "X-Amz-Date": stamp,
+            "X-Amz-Expires": str(seconds),
+            "X-Amz-SignedHeaders": "host",
+        }
+        if credentials.token:
+            parameters["X-Amz-Security-Token"] = credentials.token
+        query = canonical_query(parameters.items())
+        canonical = f"GET\n{path}\n{query}\nhost:{host}\n\nhost\n{UNSIGNED_PAYLOAD}"
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        text = f"AWS4-HMAC-SHA256\n{stamp}\n{self._scope}\n{digest}"
+        return f"{query}&X-Amz-Signature={hmac.digest(key, text.encode(), 'sha256').hex()}"
 
     def _signing_key(self, credentials: Credentials, day: str) -> bytes:
         key_of = (credentials, day, self.region)

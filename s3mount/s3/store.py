@@ -4,6 +4,7 @@ Keys are relative to the mounted prefix: the client adds and strips it.  Nothing
 module knows HTTP, XML, signatures or boto3.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -13,6 +14,7 @@ from s3mount.errors import StoreError
 MIB = 1 << 20
 MIN_PART_SIZE = 5 * MIB  # S3 refuses smaller parts, except the last one.
 MAX_PARTS = 10_000
+CLOCK_SLACK_NS = 5_000_000_000  # Between the clocks of a store's machines, or ours and theirs.
 MAX_COPY_SIZE = 5 << 30  # CopyObject and UploadPartCopy take at most 5 GiB.
 
 Buffer = bytes | bytearray | memoryview
@@ -69,10 +71,23 @@ Body = Sequence[Buffer] | FileSlice
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the store says of an object that it has just taken."""
+    """What the store says of an object that it has just taken.
+
+    `moment_ns` is when it said so, by its own clock (0: it did not tell).
+    """
 
     etag: str
     version_id: str | None = None
+    moment_ns: int = 0
+
+    def between(self, began_ns: int) -> tuple[int, int]:
+        """The moments between which Last-Modified lies, of a write that we began at *began_ns*.
+
+        By the store's clock where it told the time, else by ours; never quite right.
+        """
+        now_ns = time.time_ns()
+        ended_ns = self.moment_ns or now_ns
+        return ended_ns - (now_ns - began_ns) - CLOCK_SLACK_NS, ended_ns + CLOCK_SLACK_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +118,8 @@ class Capabilities:
     `checksum` is the algorithm that uploads carry (``crc64nvme``, ``crc32c``, or None);
     `copy_part_checksum` says whether parts may be copied into a multipart upload that has one;
     `complete_names_etag` whether the ETag that a completion answers is the object's;
-    `distinct_etags` whether other content has another ETag.  `notes` say in sentences what is
+    `distinct_etags` whether other content has another ETag; `marker_metadata` whether an object
+    ``d/`` keeps its metadata.  `notes` say in sentences what is
     weaker than it should be, or could not be tried.
     """
 
@@ -121,7 +137,24 @@ class Capabilities:
     max_metadata_size: int = 2048
     complete_names_etag: bool = True
     distinct_etags: bool = True
+    marker_metadata: bool = True
     notes: tuple[str, ...] = ()
+
+
+class ObjectLinks(Protocol):
+    """How the objects of a mount are reached by other means."""
+
+    def full_key(self, key: str) -> str:
+        """The key in the bucket, the mounted prefix included."""
+        ...
+
+    def url(self, key: str) -> str:
+        """``s3://bucket/key``, as the tools of AWS take it."""
+        ...
+
+    async def presigned_url(self, key: str, seconds: int) -> str:
+        """A link by which anybody may GET the object for *seconds* (at most a week)."""
+        ...
 
 
 class ObjectStore(Protocol):

@@ -152,11 +152,12 @@ class StagedFile:
     def departed(self, start: int, stop: int) -> None:
         """The store has these bytes as a part of an upload: drop them if memory is scarce.
 
-        The beginning of a file stays: that is what programs go back to (headers).
+        The beginning of a file stays: that is what programs go back to (headers).  So does a
+        block that holds bytes of a neighbour: that part may have to be sent again.
         """
         if start == 0 or 2 * self._budget.used < self._budget.limit:
             return
-        for index in range(start // BLOCK_SIZE, stop // BLOCK_SIZE):
+        for index in range(-(-start // BLOCK_SIZE), stop // BLOCK_SIZE):
             block = self._blocks.pop(index, None)
             if block is not None:
                 self._budget.give(len(block))

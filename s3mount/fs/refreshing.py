@@ -1,0 +1,54 @@
+"""``setfattr -n user.s3mount.refresh PATH``: drops everything that is cached of a path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from s3mount.errors import StoreError
+from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.inodes import Inode
+
+
+class Refresher:
+    """Makes a file, or a directory with all that is below it, be looked up anew."""
+
+    NAME = b"user.s3mount.refresh"
+
+    def __init__(self, filesystem: FileSystem) -> None:
+        self._fs = filesystem
+
+    async def refresh(self, inode: Inode) -> Sequence[Inode]:
+        """Drop what is known; returns the inodes that the kernel has to forget.
+
+        What is not saved yet stays.  A file that is open stays, too, unless the store has
+        another version of it by now: then its name stands for that one from now on.
+        """
+        below = [one for one in self._fs.inodes if _is_below(one, inode)]
+        if inode.directory:
+            self._fs.namespace.forget_tree(inode.prefix)
+        if inode.parent is not None:
+            self._fs.cache.drop(inode.parent.prefix, inode.segment)
+        if not inode.directory:
+            self._fs.namespace.index.forget_key(inode.key)
+            self._fs.namespace.forget_blocks(inode.key, tree=False)
+        for one in below:
+            file = self._fs.files.get(one)
+            if file is not None and not file.dirty and not one.gone:
+                await self._look_again(one)
+        return below
+
+    async def _look_again(self, inode: Inode) -> None:
+        assert inode.parent is not None
+        try:
+            entry = await self._fs.namespace.find(inode.parent.prefix, inode.segment)
+        except StoreError:
+            return  # Whoever uses the file next hears of it.
+        if entry is None or entry.directory or inode.shown not in ("", entry.etag):
+            self._fs.detach(inode)
+
+
+def _is_below(inode: Inode, top: Inode) -> bool:
+    node: Inode | None = inode
+    while node is not None and node is not top:
+        node = node.parent
+    return node is not None

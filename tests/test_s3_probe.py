@@ -1,0 +1,81 @@
+"""The probe tells what each store really does, and gets along with what it may not do."""
+
+import pytest
+
+from s3mount.errors import Denied
+from s3mount.s3.probe import probe
+from s3mount.s3.store import Capabilities
+from tests.faultproxy import FaultProxy
+from tests.faults import ACCESS_DENIED, INTERNAL_ERROR, Answer
+from tests.servers import Server
+from tests.stores import client_for, own_prefix, shared_bucket
+
+WEAK = {
+    "weed": {"marker_metadata"},
+    "rustfs": set(),
+    "minio": {"conditional_copy", "conditional_delete", "copy_part_checksum"},
+    "moto": {"conditional_copy", "conditional_complete"},
+    "rclone": {
+        "complete_names_etag",
+        "conditional_complete",
+        "conditional_copy",
+        "conditional_delete",
+        "conditional_get",
+        "conditional_put",
+        "copy_part",
+    },
+}
+
+
+async def test_what_each_store_lacks_is_found(any_server: Server):
+    async with client_for(shared_bucket(any_server), prefix=own_prefix()) as client:
+        found = await probe(client, ".s3mount/")
+        assert client.statistics.requests["ListObjectsV2"] == 1
+    lacking = {name for name in Capabilities.__slots__ if getattr(found, name) is False}
+    assert lacking == WEAK[any_server.name]
+    assert found.checksum == "crc64nvme"
+    assert len(found.notes) == len(lacking)
+
+
+async def test_a_bucket_that_may_not_be_written_is_assumed_whole(weed: Server):
+    with FaultProxy(weed.url) as proxy:
+        for method in ("PUT", "POST", "DELETE"):
+            proxy.inject(ACCESS_DENIED, method=method)
+        async with client_for(shared_bucket(weed), url=proxy.url, prefix=own_prefix()) as client:
+            found = await probe(client, ".s3mount/")
+    (note,) = found.notes
+    assert "writing was not possible" in note
+    assert found == Capabilities(notes=found.notes)
+
+
+async def test_a_bucket_that_may_not_be_listed_is_probed_all_the_same(weed: Server):
+    with FaultProxy(weed.url) as proxy:
+        proxy.inject(ACCESS_DENIED, operation="ListObjects")
+        async with client_for(shared_bucket(weed), url=proxy.url, prefix=own_prefix()) as client:
+            assert not await client.check_bucket()
+            found = await probe(client, ".s3mount/")
+    assert any("listing is denied" in note for note in found.notes)
+    assert found.conditional_put
+
+
+async def test_a_bucket_that_may_not_be_used_at_all_is_denied(weed: Server):
+    with FaultProxy(weed.url) as proxy:
+        proxy.inject(ACCESS_DENIED)
+        async with client_for(shared_bucket(weed), url=proxy.url) as client:
+            with pytest.raises(Denied) as caught:
+                await client.check_bucket()
+    assert caught.value.code == "AccessDenied"
+
+
+@pytest.mark.parametrize("fault", [INTERNAL_ERROR, Answer(501, "NotImplemented")])
+async def test_a_store_without_multipart_uploads_raises_nothing(weed: Server, fault: Answer):
+    with FaultProxy(weed.url) as proxy:
+        proxy.inject(fault, operation="CreateMultipartUpload")
+        async with client_for(
+            shared_bucket(weed), url=proxy.url, prefix=own_prefix(), timeout=1.0
+        ) as client:
+            found = await probe(client, ".s3mount/")
+    assert not found.copy_part
+    assert not found.conditional_complete
+    assert found.conditional_put
+    assert any("multipart uploads were not possible" in note for note in found.notes)
