@@ -220,6 +220,7 @@ class FuseOperations(pyfuse3.Operations):
                 size=attr.st_size if fields.update_size else None,
                 mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
                 ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+                unprivileged=ctx.uid != 0,
             )
             return self._entry(await self._changer.setattr(inode, changes, fh))
 
@@ -287,7 +288,7 @@ class FuseOperations(pyfuse3.Operations):
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         with self._request("open", inode):
-            handle, keep = await self._fs.open(inode, flags)
+            handle, keep = await self._fs.open(inode, flags, unprivileged=ctx.uid != 0)
             return FileInfo(fh=FileHandleT(handle), keep_cache=keep)
 
     async def create(
@@ -311,6 +312,9 @@ class FuseOperations(pyfuse3.Operations):
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         with self._request("write", fh):
+            changed = self._fs.drop_set_id(fh)
+            if changed is not None:
+                _invalidate_attributes(changed)
             return await self._fs.write(fh, off, buf)
 
     async def flush(self, fh: FileHandleT) -> None:
@@ -413,3 +417,9 @@ def _new(mode: int, ctx: RequestContext, rdev: int = 0) -> Attributes:
     """The attributes of something that a process makes now; the kernel applied its umask."""
     now = time.time_ns()
     return Attributes(mode, ctx.uid, ctx.gid, now, now, rdev)
+
+
+def _invalidate_attributes(number: int) -> None:
+    """The mode has changed behind the kernel's back.  Attributes only: that cannot block."""
+    with contextlib.suppress(OSError):
+        pyfuse3.invalidate_inode(InodeT(number), attr_only=True)

@@ -14,7 +14,6 @@ from s3mount.fs.inodes import Inode
 from s3mount.fs.listing import Listed, Listing
 from s3mount.fs.status import Stat
 
-
 CHUNK = 512  # Rows for one request of the kernel: 6 ms.
 FIRST_CHUNK = 32
 LEARNT_CHUNK = 256

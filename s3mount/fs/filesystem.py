@@ -28,7 +28,7 @@ from s3mount.fs.markers import Markers
 from s3mount.fs.names import BESIDE, FOLDER, key_of, slot_name
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.openfile import OpenFile
-from s3mount.fs.status import Stat, inherited, other_kind
+from s3mount.fs.status import Stat, inherited, other_kind, without_set_id
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ABSENT, Buffer, ObjectStore
@@ -44,6 +44,7 @@ class Handle:
     reader: ReadAhead
     writable: bool
     readable: bool
+    unprivileged: bool
 
 
 class FileSystem:
@@ -169,13 +170,31 @@ class FileSystem:
 
     # -- opening ---------------------------------------------------------------------------
 
-    async def open(self, number: int, flags: int) -> tuple[int, bool]:
+    async def open(
+        self, number: int, flags: int, *, unprivileged: bool = False
+    ) -> tuple[int, bool]:
         """Open a file: its handle, and whether the kernel's pages of it are still good."""
         inode = self.inodes.get(number)
         file = await self.file_of(inode, fresh=True)
         if flags & os.O_TRUNC and file.size:
             await file.truncate(0)
-        return self._new_handle(file, flags), True
+            if unprivileged:
+                self._drop_set_id(file)
+        return self._new_handle(file, flags, unprivileged=unprivileged), True
+
+    def drop_set_id(self, handle_number: int) -> int | None:
+        """Take setuid and setgid from what a plain user writes to; the inode if it had any."""
+        handle = self._handles[handle_number]
+        if handle.unprivileged and self._drop_set_id(handle.file):
+            return handle.file.inode.number
+        return None
+
+    def _drop_set_id(self, file: OpenFile) -> bool:
+        mode = without_set_id(file.attributes.mode)
+        if mode == file.attributes.mode:
+            return False
+        file.set_attributes(replace(file.attributes, mode=mode))
+        return True
 
     async def file_of(self, inode: Inode, *, fresh: bool = False) -> OpenFile:
         """The open file of an inode; with *fresh* the store is asked whether it is current."""
@@ -206,11 +225,13 @@ class FileSystem:
         self.open_files.add(file)
         return file
 
-    def _new_handle(self, file: OpenFile, flags: int) -> int:
+    def _new_handle(self, file: OpenFile, flags: int, *, unprivileged: bool = False) -> int:
         self._last_handle += 1
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         readable = flags & os.O_ACCMODE != os.O_WRONLY
-        self._handles[self._last_handle] = Handle(file, file.reader(), writable, readable)
+        self._handles[self._last_handle] = Handle(
+            file, file.reader(), writable, readable, unprivileged
+        )
         file.handles += 1
         file.readers += readable
         return self._last_handle

@@ -24,7 +24,10 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What setattr changes; None: stays.  Times in nanoseconds."""
+    """What setattr changes; None: stays.  Times in nanoseconds.
+
+    `unprivileged` tells that the caller is not root.
+    """
 
     mode: int | None = None
     uid: int | None = None
@@ -32,6 +35,15 @@ class Changes:
     size: int | None = None
     mtime_ns: int | None = None
     ctime_ns: int | None = None
+    unprivileged: bool = False
+
+    @property
+    def drops_set_id(self) -> bool:
+        """Whether setuid and setgid bits go: a new owner, or new content by a plain user."""
+        if self.mode is not None:
+            return False
+        owner = self.uid is not None or self.gid is not None
+        return owner or (self.size is not None and self.unprivileged)
 
     @property
     def only_times(self) -> bool:
@@ -55,11 +67,21 @@ def inherited(attributes: Attributes, above: Attributes | None) -> Attributes:
     return replace(attributes, mode=mode, gid=above.gid)
 
 
+def without_set_id(mode: int) -> int:
+    """The mode of a regular file that somebody without privileges has changed (POSIX)."""
+    if not stat.S_ISREG(mode):
+        return mode
+    dropped = stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0)
+    return mode & ~dropped
+
+
 def changed(attributes: Attributes, changes: Changes) -> Attributes:
     """*attributes* after a setattr; any change moves ctime."""
     mode = attributes.mode
     if changes.mode is not None:
         mode = stat.S_IFMT(mode) | stat.S_IMODE(changes.mode)
+    elif changes.drops_set_id:
+        mode = without_set_id(mode)
     return replace(
         attributes,
         mode=mode,

@@ -99,8 +99,11 @@ class StagedFile:
             return
         if not isinstance(block, bytearray):
             block = self._blocks[index] = bytearray(block or b"")
-        if low > len(block):
-            block.extend(bytes(low - len(block)))
+        missing = bytes(max(0, low + len(data) - len(block)))
+        try:
+            block.extend(missing)
+        except BufferError:  # A part is leaving that has the beginning of this block.
+            block = self._blocks[index] = block + missing
         block[low : low + len(data)] = data
 
     def add_hole(self, start: int, stop: int) -> None:
