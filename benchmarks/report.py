@@ -149,7 +149,7 @@ def _traffic(table: Table, row: Row, system: str) -> str:
         return "-"
     traffic = cell.best.traffic
     sent, received = _figure(traffic.sent / 1e6), _figure(traffic.received / 1e6)
-    return f"{sent} / {received}, {traffic.requests:,}"
+    return f"{sent} / {received}, {traffic.requests:,}{_cell_marks(cell)}"
 
 
 def _memory_row(table: Table) -> list[str]:

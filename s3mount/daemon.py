@@ -310,6 +310,7 @@ class Daemon:
             self._handlers(parts),
         )
         nursery.start_soon(self._heed_signals, parts)
+        nursery.start_soon(parts.operations.callers.watch)
         log.info("%s is mounted at %s", self._source, self._config.mountpoint)
         logs.detach()
         notify.ready(f"{self._source} is mounted at {self._config.mountpoint}")

@@ -27,7 +27,7 @@ LAYERS = (
     ("s3mount.cache",),
     ("s3mount.write",),
     ("s3mount.fs",),
-    ("s3mount.fuse",),
+    ("s3mount.callers", "s3mount.request", "s3mount.fuse"),
     # What a daemon or a command needs beside the way of the data.  Nobody below sees it, least
     # of all the configuration: constructors take plain values.
     (
@@ -50,10 +50,10 @@ LAYERS = (
 S3_USERS = ("s3mount.s3", "s3mount.daemon", "s3mount.cli")
 
 DOORS: Mapping[str, tuple[str, ...]] = {
-    "pyfuse3": ("s3mount.fuse", "s3mount.kernel", "s3mount.daemon"),
+    "pyfuse3": ("s3mount.fuse", "s3mount.request", "s3mount.kernel", "s3mount.daemon"),
     "boto3": ("s3mount.s3.session", "s3mount.demo"),
     "botocore": ("s3mount.s3.session", "s3mount.demo"),
-    "awscrt": ("s3mount.s3.checksum", "s3mount.checksums"),
+    "awscrt": ("s3mount.s3.checksum",),
     "cachetools": ("s3mount.cache",),
     "argparse": ("s3mount.cli", "s3mount.config"),
 }

@@ -10,18 +10,18 @@ import errno
 import os
 import stat
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import trio
 
 from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
 from s3mount.cache.metadata import Absent, Entry
-from s3mount.cache.readahead import ReadAhead
 from s3mount.errors import (
     PosixError,
     StoreError,
 )
+from s3mount.fs.handles import NOBODY, Handle, Opener
 from s3mount.fs.inodes import Inode, InodeTable
 from s3mount.fs.learner import Learner
 from s3mount.fs.markers import Markers
@@ -34,17 +34,6 @@ from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ABSENT, Buffer, ObjectStore
 
 RECENT = 1.0  # Seconds: an open so soon after its lookup needs no second look.
-
-
-@dataclass(slots=True)
-class Handle:
-    """One open file: who reads ahead for it, and what it may do."""
-
-    file: OpenFile
-    reader: ReadAhead
-    writable: bool
-    readable: bool
-    unprivileged: bool
 
 
 class FileSystem:
@@ -170,22 +159,24 @@ class FileSystem:
 
     # -- opening ---------------------------------------------------------------------------
 
-    async def open(
-        self, number: int, flags: int, *, unprivileged: bool = False
-    ) -> tuple[int, bool]:
+    async def open(self, number: int, flags: int, opener: Opener = NOBODY) -> tuple[int, bool]:
         """Open a file: its handle, and whether the kernel's pages of it are still good."""
         inode = self.inodes.get(number)
         file = await self.file_of(inode, fresh=True)
         if flags & os.O_TRUNC and file.size:
             await file.truncate(0)
-            if unprivileged:
+            if opener.unprivileged:
                 self._drop_set_id(file)
-        return self._new_handle(file, flags, unprivileged=unprivileged), True
+        return self._new_handle(file, flags, opener), True
+
+    def opener(self, handle_number: int) -> int:
+        """The thread that has opened a file; the kernel does not tell who reads or writes."""
+        return self._handles[handle_number].opener.process_id
 
     def drop_set_id(self, handle_number: int) -> int | None:
         """Take setuid and setgid from what a plain user writes to; the inode if it had any."""
         handle = self._handles[handle_number]
-        if handle.unprivileged and self._drop_set_id(handle.file):
+        if handle.opener.unprivileged and self._drop_set_id(handle.file):
             return handle.file.inode.number
         return None
 
@@ -225,13 +216,11 @@ class FileSystem:
         self.open_files.add(file)
         return file
 
-    def _new_handle(self, file: OpenFile, flags: int, *, unprivileged: bool = False) -> int:
+    def _new_handle(self, file: OpenFile, flags: int, opener: Opener = NOBODY) -> int:
         self._last_handle += 1
         writable = flags & os.O_ACCMODE != os.O_RDONLY
         readable = flags & os.O_ACCMODE != os.O_WRONLY
-        self._handles[self._last_handle] = Handle(
-            file, file.reader(), writable, readable, unprivileged
-        )
+        self._handles[self._last_handle] = Handle(file, file.reader(), writable, readable, opener)
         file.handles += 1
         file.readers += readable
         return self._last_handle
@@ -248,7 +237,12 @@ class FileSystem:
                 await self._closed.park()
 
     async def create(
-        self, parent_number: int, name: bytes, flags: int, attributes: Attributes
+        self,
+        parent_number: int,
+        name: bytes,
+        flags: int,
+        attributes: Attributes,
+        opener: Opener = NOBODY,
     ) -> tuple[int, Stat]:
         """Create and open a file; the store hears of it when it is closed."""
         parent = self.inodes.get(parent_number)
@@ -256,13 +250,13 @@ class FileSystem:
         entry = await self.namespace.find(parent.prefix, segment)
         known = self.inodes.find(parent, name)
         if entry is not None or (known is not None and known in self.files):
-            return await self._open_existing(parent, name, segment, flags, entry)
+            return await self._open_existing(parent, name, segment, flags, entry, opener)
         await self.namespace.check_new(parent.prefix, segment, directory=False)
         inode = self.inodes.obtain(parent, name, segment, directory=False)
         file = self._new_file(inode, None, inherited(attributes, self._attributes_of(parent)))
         if flags & os.O_EXCL or self.namespace.listing_denied:
             file.condition = ABSENT
-        handle = self._new_handle(file, flags)
+        handle = self._new_handle(file, flags, opener)
         if flags & os.O_EXCL and self._exclusive_at_open:
             await self._claim(file, handle)
         self.touch_directory(parent)
@@ -284,7 +278,13 @@ class FileSystem:
         self.open_files.settle(file)
 
     async def _open_existing(
-        self, parent: Inode, name: bytes, segment: str, flags: int, entry: Entry | None
+        self,
+        parent: Inode,
+        name: bytes,
+        segment: str,
+        flags: int,
+        entry: Entry | None,
+        opener: Opener,
     ) -> tuple[int, Stat]:
         if flags & os.O_EXCL:
             raise PosixError(errno.EEXIST)
@@ -296,7 +296,7 @@ class FileSystem:
             inode = found
         if inode.directory:
             raise PosixError(errno.EISDIR)
-        handle, _ = await self.open(inode.number, flags)
+        handle, _ = await self.open(inode.number, flags, opener)
         return handle, self.stat_file(inode, self.files[inode])
 
     # -- bytes -----------------------------------------------------------------------------
