@@ -337,8 +337,8 @@ class Daemon:
             await trio.sleep(BUSY_PATIENCE)
             self._kernel.unmount(lazy=True)
         # pyfuse3.main() returns, and this is cancelled, when nobody uses the mount any more.
-        await parts.filesystem.wait_closed(self._config.shutdown_timeout)
-        if not parts.filesystem.in_use:
+        await parts.filesystem.handles.wait_closed(self._config.shutdown_timeout)
+        if not parts.filesystem.handles.in_use:
             pyfuse3.terminate()  # Somebody's working directory is no reason to stay.
             return
         log.warning("files are still open at %s, stopping without them", self._config.mountpoint)

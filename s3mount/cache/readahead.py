@@ -29,6 +29,7 @@ class ReadAhead:
         "_position",
         "_rate",
         "_run",
+        "_sequential",
         "_settled",
         "_window",
     )
@@ -38,6 +39,7 @@ class ReadAhead:
         self._max_window = max(1, max_window // BLOCK_SIZE)
         self._position = 0
         self._run = 0
+        self._sequential = False
         self._restart()
 
     def _restart(self) -> None:
@@ -48,23 +50,32 @@ class ReadAhead:
         self._measured_at = 0.0
         self._measured_position = 0
 
-    async def read(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
-        """Return the bytes ``start <= i < stop`` of *version*, and fetch ahead.
+    def look(self, version: ObjectVersion, start: int, stop: int) -> memoryview | None:
+        """Take note of a read, fetch ahead of it, and return its bytes if they are here.
 
-        The view is good until the caller's next checkpoint.
+        The view is good until the caller's next checkpoint.  `fetch` gets what is not here.
         """
-        sequential = self._follow(start, stop)
-        if sequential and version.size > SMALL:
+        self._sequential = self._follow(start, stop)
+        if self._sequential and version.size > SMALL:
             self._fetch_ahead(version, start, stop)
-        found = self._blocks.cached(version, start, stop)
-        if found is not None:
-            return found
+        return self._blocks.cached(version, start, stop)
+
+    async def fetch(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
+        """Return the bytes ``start <= i < stop`` of *version* after `look` had none.
+
+        The view is good until the caller's next checkpoint.  Raises `StoreError`.
+        """
         if version.size <= SMALL:
             whole = await self._blocks.read_piece(version, 0, version.size)
             return whole[start:stop]
-        if sequential or stop - start > BLOCK_SIZE // 2:
+        if self._sequential or stop - start > BLOCK_SIZE // 2:
             return await self._blocks.read(version, start, stop)
         return await self._blocks.read_piece(version, start, stop)
+
+    async def read(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
+        """`look`, and `fetch` what is not here."""
+        found = self.look(version, start, stop)
+        return found if found is not None else await self.fetch(version, start, stop)
 
     def _follow(self, start: int, stop: int) -> bool:
         """Whether this read continues a run; the very first one counts, from the beginning."""

@@ -17,6 +17,7 @@ from s3mount.cache.readahead import ReadAhead
 from s3mount.content import content_type
 from s3mount.errors import Changed, NotFound, PosixError, StoreError
 from s3mount.fs.inodes import Inode
+from s3mount.fs.status import without_set_id
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import (
     ALWAYS,
@@ -102,25 +103,50 @@ class FileBytes(ABC):
         """How many bytes have to be sent, about."""
         return self._staged.extents.total if self._staged is not None else 0
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether a write might have to wait: for a save, or for parts to leave."""
+        if self.lock.locked() or (self._staged is not None and self._staged.dropped):
+            return True
+        return self._upload is not None and self._upload.waiting >= MAX_WAITING_PARTS - 1
+
     def reader(self) -> ReadAhead:
         """A new read-ahead for one handle."""
         return ReadAhead(self._workshop.blocks, self._workshop.max_window)
 
     # -- reading ---------------------------------------------------------------------------
 
-    async def read(self, reader: ReadAhead, start: int, size: int) -> Buffer:
+    def read_now(self, reader: ReadAhead, start: int, size: int) -> Buffer | None:
+        """What `read` returns, if that needs no wait; else None, and `read_rest` has to follow."""
+        stop = min(start + size, self.size)
+        if start >= stop:
+            return b""
+        if self._staged is not None or self.base is None:
+            return None
+        return reader.look(self.base, start, stop)
+
+    async def read_rest(self, reader: ReadAhead, start: int, size: int) -> Buffer:
         """Return up to *size* bytes from *start* on, fewer only at the end of the file."""
         stop = min(start + size, self.size)
         if start >= stop:
             return b""
         if self._staged is None:
-            return await self._read_base(reader, start, stop)
+            return await self._read_base(reader, start, stop, looked=True)
         return await self._read_mixed(reader, start, stop)
 
-    async def _read_base(self, reader: ReadAhead, start: int, stop: int) -> memoryview:
+    async def read(self, reader: ReadAhead, start: int, size: int) -> Buffer:
+        """Return up to *size* bytes from *start* on, fewer only at the end of the file."""
+        found = self.read_now(reader, start, size)
+        return found if found is not None else await self.read_rest(reader, start, size)
+
+    async def _read_base(
+        self, reader: ReadAhead, start: int, stop: int, *, looked: bool = False
+    ) -> memoryview:
         if self.base is None:
             return memoryview(bytes(stop - start))
         try:
+            if looked:
+                return await reader.fetch(self.base, start, stop)
             return await reader.read(self.base, start, stop)
         except (Changed, NotFound) as error:
             log.info("%s changed in the store while it was open", self.base.key)
@@ -222,6 +248,14 @@ class FileBytes(ABC):
         self.attributes = attributes
         self.unsaved_attributes = True
         self.changed_at = trio.current_time()
+
+    def drop_set_id(self) -> bool:
+        """Take the setuid and setgid bits away; whether there were any."""
+        mode = without_set_id(self.attributes.mode)
+        if mode == self.attributes.mode:
+            return False
+        self.set_attributes(replace(self.attributes, mode=mode))
+        return True
 
     def touch_times(self) -> None:
         """A change of the content moves mtime and ctime."""

@@ -12,26 +12,23 @@ import stat
 import time
 from dataclasses import replace
 
-import trio
-
 from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
 from s3mount.cache.metadata import Absent, Entry
 from s3mount.errors import (
     PosixError,
-    StoreError,
 )
-from s3mount.fs.handles import NOBODY, Handle, Opener
+from s3mount.fs.handles import NOBODY, Handles, Opener
 from s3mount.fs.inodes import Inode, InodeTable
 from s3mount.fs.learner import Learner
 from s3mount.fs.markers import Markers
 from s3mount.fs.names import BESIDE, FOLDER, key_of, slot_name
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.openfile import OpenFile
-from s3mount.fs.status import Stat, inherited, other_kind, without_set_id
+from s3mount.fs.status import Stat, inherited, other_kind
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
-from s3mount.s3.store import ABSENT, Buffer, ObjectStore
+from s3mount.s3.store import ABSENT, ObjectStore
 
 RECENT = 1.0  # Seconds: an open so soon after its lookup needs no second look.
 
@@ -55,9 +52,7 @@ class FileSystem:
         self.cache = namespace.cache
         self.open_files = OpenFiles(workshop, self.inodes, self.cache, namespace.index)
         self.files = self.open_files.by_inode
-        self._handles: dict[int, Handle] = {}
-        self._last_handle = 0
-        self._closed = trio.lowlevel.ParkingLot()
+        self.handles = Handles(self.open_files, workshop)
         self.markers = Markers(store, namespace, workshop, self.inodes)
         self.learner = Learner(namespace, workshop.nursery)
         self.root_attributes = namespace.defaults.directory(time.time_ns())
@@ -166,26 +161,19 @@ class FileSystem:
         if flags & os.O_TRUNC and file.size:
             await file.truncate(0)
             if opener.unprivileged:
-                self._drop_set_id(file)
-        return self._new_handle(file, flags, opener), True
+                file.drop_set_id()
+        return self.handles.new(file, flags, opener), True
 
-    def opener(self, handle_number: int) -> int:
-        """The thread that has opened a file; the kernel does not tell who reads or writes."""
-        return self._handles[handle_number].opener.process_id
-
-    def drop_set_id(self, handle_number: int) -> int | None:
-        """Take setuid and setgid from what a plain user writes to; the inode if it had any."""
-        handle = self._handles[handle_number]
-        if handle.opener.unprivileged and self._drop_set_id(handle.file):
-            return handle.file.inode.number
-        return None
-
-    def _drop_set_id(self, file: OpenFile) -> bool:
-        mode = without_set_id(file.attributes.mode)
-        if mode == file.attributes.mode:
-            return False
-        file.set_attributes(replace(file.attributes, mode=mode))
-        return True
+    def is_known(self, inode: Inode) -> bool:
+        """Whether `getattr` of an inode, and opening it now, needs no wait."""
+        if inode in self.files or inode.parent is None or inode.gone:
+            return True
+        entry = self.cache.get(inode.parent.prefix, inode.segment)
+        return (
+            isinstance(entry, Entry)
+            and entry.attributes is not None
+            and self.cache.clock() - entry.checked < RECENT
+        )
 
     async def file_of(self, inode: Inode, *, fresh: bool = False) -> OpenFile:
         """The open file of an inode; with *fresh* the store is asked whether it is current."""
@@ -216,26 +204,6 @@ class FileSystem:
         self.open_files.add(file)
         return file
 
-    def _new_handle(self, file: OpenFile, flags: int, opener: Opener = NOBODY) -> int:
-        self._last_handle += 1
-        writable = flags & os.O_ACCMODE != os.O_RDONLY
-        readable = flags & os.O_ACCMODE != os.O_WRONLY
-        self._handles[self._last_handle] = Handle(file, file.reader(), writable, readable, opener)
-        file.handles += 1
-        file.readers += readable
-        return self._last_handle
-
-    @property
-    def in_use(self) -> bool:
-        """Whether any file is open."""
-        return bool(self._handles)
-
-    async def wait_closed(self, timeout: float) -> None:
-        """Wait until no file is open, at most *timeout* seconds."""
-        with trio.move_on_after(timeout):
-            while self._handles:
-                await self._closed.park()
-
     async def create(
         self,
         parent_number: int,
@@ -256,7 +224,7 @@ class FileSystem:
         file = self._new_file(inode, None, inherited(attributes, self._attributes_of(parent)))
         if flags & os.O_EXCL or self.namespace.listing_denied:
             file.condition = ABSENT
-        handle = self._new_handle(file, flags, opener)
+        handle = self.handles.new(file, flags, opener)
         if flags & os.O_EXCL and self._exclusive_at_open:
             await self._claim(file, handle)
         self.touch_directory(parent)
@@ -271,8 +239,7 @@ class FileSystem:
             raise
 
     def _discard(self, file: OpenFile, handle: int) -> None:
-        file.readers -= self._handles.pop(handle).readable
-        file.handles -= 1
+        self.handles.discard(handle)
         file.detach()
         self.detach(file.inode)
         self.open_files.settle(file)
@@ -298,46 +265,6 @@ class FileSystem:
             raise PosixError(errno.EISDIR)
         handle, _ = await self.open(inode.number, flags, opener)
         return handle, self.stat_file(inode, self.files[inode])
-
-    # -- bytes -----------------------------------------------------------------------------
-
-    async def read(self, handle_number: int, offset: int, size: int) -> Buffer:
-        """Read up to *size* bytes; the buffer is good until the next checkpoint."""
-        handle = self._handles[handle_number]
-        return await handle.file.read(handle.reader, offset, size)
-
-    async def write(self, handle_number: int, offset: int, data: bytes) -> int:
-        """Write *data* at *offset*."""
-        await self._handles[handle_number].file.write(offset, data)
-        return len(data)
-
-    async def flush(self, handle_number: int) -> None:
-        """close(2): when it returns, the store has the file."""
-        handle = self._handles[handle_number]
-        if handle.writable or handle.file.changed:
-            await self.open_files.save(handle.file)
-
-    async def fsync(self, handle_number: int) -> None:
-        """fsync(2): when it returns, the store has the file."""
-        await self.open_files.save(self._handles[handle_number].file)
-
-    async def release(self, handle_number: int) -> None:
-        """The last reference to a handle is gone."""
-        handle = self._handles.pop(handle_number)
-        file = handle.file
-        try:
-            if file.handles == 1 and file.changed and not file.unlinked and file.error is None:
-                await self.open_files.save(
-                    file
-                )  # Pages of a mapping may come after the last close.
-        except (StoreError, PosixError) as error:
-            self._workshop.report(file.inode.key, error)
-        finally:
-            file.handles -= 1
-            file.readers -= handle.readable
-            self.open_files.settle(file)
-            if not self._handles:
-                self._closed.unpark_all()
 
     # -- removing and making names ---------------------------------------------------------
 
@@ -443,23 +370,24 @@ class FileSystem:
         handle, made = await self.create(parent_number, name, os.O_EXCL | os.O_WRONLY, attributes)
         try:
             if body:
-                await self.write(handle, 0, body)
-            await self.flush(handle)
+                await self.handles.write(handle, 0, body)
+            await self.handles.flush(handle)
         except BaseException:
-            self._discard(self._handles[handle].file, handle)
+            self._discard(self.handles.file(handle), handle)
             raise
         made.inode.lookups += 1
-        await self.release(handle)
+        await self.handles.release(handle)
         return replace(made, size=len(body))
 
     async def readlink(self, number: int) -> bytes:
         """The target of a symlink, as it stands in the object."""
         file = await self.file_of(self.inodes.get(number))
-        handle = self._new_handle(file, os.O_RDONLY)
+        handle = self.handles.new(file, os.O_RDONLY)
         try:
-            return bytes(await self.read(handle, 0, 4096))
+            found = self.handles.read_now(handle, 0, 4096)
+            return bytes(await self.handles.read(handle, 0, 4096) if found is None else found)
         finally:
-            await self.release(handle)
+            await self.handles.release(handle)
 
     # -- directories -----------------------------------------------------------------------
 

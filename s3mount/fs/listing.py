@@ -188,17 +188,9 @@ class Listing:
         files, self._waiting = self._waiting, {}
         if self._seen is not None:
             self._indexed.update(rows)
-        start, began = len(self._prefix), self._began
+        start = len(self._prefix)
         directories = [prefix[start:-1] for prefix in page.prefixes]
-        for key, size, etag, modified_ns, _storage_class in page.objects:
-            segment = key[start:]
-            folder = folder_of(segment)
-            if key and (size or (segment and folder is None)):
-                listed = Entry(False, size, etag, modified_ns, None, began)
-                files[segment] = self._known_file(segment, listed, rows)
-            elif folder is not None:
-                self.folders = True
-                directories.append(folder)
+        directories += self._sort(page, files, rows)
         for segment in directories:
             self._add_directory(segment, rows)
         end = _end_of(page, start)
@@ -211,6 +203,21 @@ class Listing:
         if self._seen is not None and len(self._seen) > self._cache.max_entries // 2:
             self._seen = None
             self._indexed.clear()
+
+    def _sort(self, page: ListPage, files: dict[str, Entry], rows: dict[str, Row]) -> list[str]:
+        """Put the objects of a page into *files*; returns the directories that some only mark."""
+        marked: list[str] = []
+        start, began = len(self._prefix), self._began
+        for key, size, etag, modified_ns, _storage_class in page.objects:
+            segment = key[start:]
+            folder = folder_of(segment)
+            if key and (size or (segment and folder is None)):
+                listed = Entry(False, size, etag, modified_ns, None, began)
+                files[segment] = self._known_file(segment, listed, rows)
+            elif folder is not None:
+                self.folders = True
+                marked.append(folder)
+        return marked
 
     def _add_directory(self, segment: str, rows: dict[str, Row]) -> None:
         known = None if self._seen is None else self._seen.get(segment)

@@ -54,11 +54,12 @@ class Markers:
         self.unsaved[inode] = attributes
 
     async def _save_later(self, inode: Inode) -> None:
-        await trio.sleep(ATTRIBUTE_DELAY)
-        try:
-            await self.save(inode)
-        except StoreError as error:
-            self._workshop.report(inode.prefix, error)
+        while inode in self.unsaved:  # They may change again while they are written.
+            await trio.sleep(ATTRIBUTE_DELAY)
+            try:
+                await self.save(inode)
+            except StoreError as error:
+                self._workshop.report(inode.prefix, error)
 
     async def save(self, inode: Inode) -> None:
         """Write down what was changed of a directory, if anything."""

@@ -60,7 +60,7 @@ def other_kind(inode: Inode, entry: Entry) -> bool:
 
 
 def inherited(attributes: Attributes, above: Attributes | None) -> Attributes:
-    """*attributes* of something new in a directory with those *above*: setgid hands its group on."""
+    """*attributes* of what is made in a directory with those *above*: setgid hands its group on."""
     if above is None or not above.mode & stat.S_ISGID:
         return attributes
     mode = attributes.mode | (stat.S_ISGID if stat.S_ISDIR(attributes.mode) else 0)

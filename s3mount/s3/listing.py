@@ -2,6 +2,7 @@
 
 from s3mount.errors import InvalidRequest, Unavailable
 from s3mount.s3 import xml
+from s3mount.s3.objects import listed_info
 from s3mount.s3.sigv4 import canonical_query
 from s3mount.s3.store import ListPage
 
@@ -32,13 +33,17 @@ class Token:
         return f"{self.version}:{len(self.first)}:{self.first}{self.text}"
 
 
-def query_of(prefix: str, token: Token | None, *, version: int, flat: bool, limit: int) -> str:
+def query_of(
+    prefix: str, token: Token | None, *, version: int, flat: bool, limit: int, metadata: bool
+) -> str:
     """The query of the call that lists one page."""
     parameters = [("encoding-type", "url"), ("max-keys", str(limit)), ("prefix", prefix)]
     if not flat:
         parameters.append(("delimiter", "/"))
     if version == 2:
         parameters.append(("list-type", "2"))
+        if metadata:
+            parameters.append(("metadata", "true"))  # An extension of MinIO's.
     if token is not None:
         parameters.append(("continuation-token" if version == 2 else "marker", token.text))
     return canonical_query(parameters)
@@ -57,4 +62,9 @@ def page_of(found: xml.Listing, prefix: str, token: Token | None) -> ListPage:
         if repeated:
             raise Unavailable(f"list {prefix}: the store repeats itself")
         following = str(Token(found.version, found.next_token, first))
-    return ListPage(found.objects, found.prefixes, following)
+    described = {
+        listed.key: listed_info(listed, found.headers[listed.key])
+        for listed in found.objects
+        if listed.key in found.headers
+    }
+    return ListPage(found.objects, found.prefixes, following, described)

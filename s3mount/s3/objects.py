@@ -14,7 +14,7 @@ from s3mount.s3 import checksum, xml
 from s3mount.s3.calls import Request
 from s3mount.s3.http import Answer
 from s3mount.s3.sigv4 import canonical_query
-from s3mount.s3.store import Body, FileSlice, ObjectInfo, Precondition, Stored
+from s3mount.s3.store import Body, FileSlice, ListedObject, ObjectInfo, Precondition, Stored
 
 _NANOSECONDS = 1_000_000_000
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -35,6 +35,17 @@ def object_info(key: str, headers: Mapping[str, str], size: int | None = None) -
     }
     modified = http_date_ns(headers.get("last-modified", ""))
     return ObjectInfo(key, size, headers.get("etag", ""), modified, metadata, headers)
+
+
+def listed_info(listed: ListedObject, headers: Mapping[str, str]) -> ObjectInfo:
+    """What a listing says of an object whose headers came along."""
+    metadata = {
+        name[11:]: _metadata_value(value) if value.isascii() else value
+        for name, value in headers.items()
+        if name[:11] == "x-amz-meta-"
+    }
+    key, size, etag, modified_ns, _ = listed
+    return ObjectInfo(key, size, etag, modified_ns, metadata, headers)
 
 
 def _metadata_value(value: str) -> str:

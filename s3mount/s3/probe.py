@@ -13,11 +13,26 @@ import trio
 
 from s3mount.errors import Changed, Denied, Exists, StoreError
 from s3mount.s3.client import S3Client
-from s3mount.s3.store import ABSENT, Capabilities, ObjectInfo, PartDone, Precondition, Stored
+from s3mount.s3.store import (
+    ABSENT,
+    Capabilities,
+    ListPage,
+    ObjectInfo,
+    PartDone,
+    Precondition,
+    Stored,
+)
 
 _TIMEOUT_SECONDS = 10.0
 _PATIENCE_SECONDS = 30.0
 _WRONG = Precondition(etag='"00000000000000000000000000000000"')
+
+_LISTED_HEADERS = {
+    "cache-control": "max-age=1",
+    "content-disposition": "inline",
+    "content-language": "en",
+    "x-amz-meta-probe": "=?1 %2F<&>",
+}
 
 _T = TypeVar("_T")
 _WEAKNESSES = {
@@ -86,7 +101,11 @@ class _Probe:
 
     def capabilities(self, assumed: Capabilities) -> Capabilities:
         """What was found, and what is assumed where nothing was."""
-        weak = [f"the store {_WEAKNESSES[name]}" for name, good in self._found.items() if not good]
+        weak = [
+            f"the store {_WEAKNESSES[name]}"
+            for name, good in self._found.items()
+            if not good and name in _WEAKNESSES
+        ]
         checksum = self._client.capabilities.checksum
         if checksum is None:
             weak.append("the store keeps no checksum of what is written")
@@ -116,6 +135,7 @@ class _Probe:
             self._try_multipart,
             self._try_delete_many,
             self._try_marker,
+            self._try_list_metadata,
         )
         if isinstance(written, StoreError):
             self._notes, self._found = notes, found
@@ -314,6 +334,27 @@ class _Probe:
         info = await _outcome(lambda: self._client.head(key))
         if isinstance(info, ObjectInfo):
             self._found["marker_metadata"] = info.metadata.get("mode") == "16877"
+
+    async def _try_list_metadata(self) -> None:
+        client, key = self._client, self._key("j")
+        headers = {"x-amz-meta-mode": "33188", "content-type": "text/x-probe", **_LISTED_HEADERS}
+        if isinstance(
+            await _outcome(lambda: client.put(key, [b"x"], headers=headers)), StoreError
+        ):
+            return
+        info, page = await self._all(
+            lambda: client.head(key),
+            lambda: client.list_page(key, token=None, flat=True, metadata=True),
+        )
+        if isinstance(info, ObjectInfo) and isinstance(page, ListPage):
+            listed = page.described.get(key)
+            names = ("content-type", *_LISTED_HEADERS)
+            self._found["list_metadata"] = (
+                listed is not None
+                and (listed.etag, listed.size, listed.modified_ns, listed.metadata)
+                == (info.etag, info.size, info.modified_ns, info.metadata)
+                and all(listed.headers.get(name) == info.headers.get(name) for name in names)
+            )
 
     # ----------------------------------------------------------------- judgement
 

@@ -173,13 +173,19 @@ class BucketReader:
         return object_info(key, download.headers, download.size)
 
     async def list_page(
-        self, prefix: str, *, token: str | None, flat: bool = False, limit: int = 1000
+        self,
+        prefix: str,
+        *,
+        token: str | None,
+        flat: bool = False,
+        limit: int = 1000,
+        metadata: bool = False,
     ) -> ListPage:
         """List one page of what is under *prefix*; unless *flat*, one level only."""
         where = None if token is None else listing.Token.parse(token)
         version = where.version if where else (2 if self._capabilities.list_v2 else 1)
         try:
-            found = await self._listing(prefix, where, version, flat, limit)
+            found = await self._listing(prefix, where, version, flat, limit, metadata=metadata)
         except (InvalidRequest, Unsupported):
             if version == 1 or where is not None:
                 raise
@@ -195,13 +201,21 @@ class BucketReader:
         flat: bool,
         limit: int,
         operation: Operation | None = None,
+        *,
+        metadata: bool = False,
     ) -> xml.Listing:
         full = self.prefix + prefix
-        query = listing.query_of(full, token, version=version, flat=flat, limit=limit)
+        query = listing.query_of(
+            full, token, version=version, flat=flat, limit=limit, metadata=metadata
+        )
         kind = "ListObjectsV2" if version == 2 else "ListObjects"
         request = Request(kind, "GET", full, self._bucket_path(), query)
         answer = await self._calls.call(request, operation)
-        return read_answer(request, lambda body: xml.listing(body, full, self.prefix), answer)
+
+        def read(body: bytes) -> xml.Listing:
+            return xml.listing(body, full, self.prefix, metadata=metadata)
+
+        return read_answer(request, read, answer)
 
     async def check_bucket(self) -> bool:
         """See, within 10 s, that the bucket is there and may be used; tell whether to list it.

@@ -6,7 +6,7 @@ module knows HTTP, XML, signatures or boto3.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from s3mount.errors import StoreError
@@ -50,11 +50,15 @@ class ListedObject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One page of a listing: `prefixes` end in ``/``; `token` continues, None ends."""
+    """One page of a listing: `prefixes` end in ``/``; `token` continues, None ends.
+
+    `described` is what HEAD would say, by key, of objects whose metadata came along.
+    """
 
     objects: Sequence[ListedObject]
     prefixes: Sequence[str]
     token: str | None
+    described: Mapping[str, ObjectInfo] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,8 @@ class Capabilities:
     `copy_part_checksum` says whether parts may be copied into a multipart upload that has one;
     `complete_names_etag` whether the ETag that a completion answers is the object's;
     `distinct_etags` whether other content has another ETag; `marker_metadata` whether an object
-    ``d/`` keeps its metadata.  `notes` say in sentences what is
+    ``d/`` keeps its metadata; `list_metadata` whether a listing tells metadata when it is asked
+    to, as MinIO's does.  `notes` say in sentences what is
     weaker than it should be, or could not be tried.
     """
 
@@ -138,6 +143,7 @@ class Capabilities:
     complete_names_etag: bool = True
     distinct_etags: bool = True
     marker_metadata: bool = True
+    list_metadata: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -197,9 +203,18 @@ class ObjectStore(Protocol):
         ...
 
     async def list_page(
-        self, prefix: str, *, token: str | None, flat: bool = False, limit: int = 1000
+        self,
+        prefix: str,
+        *,
+        token: str | None,
+        flat: bool = False,
+        limit: int = 1000,
+        metadata: bool = False,
     ) -> ListPage:
-        """List one page of what is under *prefix*; unless *flat*, one level only."""
+        """List one page of what is under *prefix*; unless *flat*, one level only.
+
+        With *metadata* a store that has `Capabilities.list_metadata` tells those of objects.
+        """
         ...
 
     async def put(

@@ -6,7 +6,7 @@ honest store never sends: document types, entities and encodings other than UTF-
 
 import calendar
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree as ET
@@ -35,7 +35,8 @@ class ErrorBody(NamedTuple):
 class Listing(NamedTuple):
     """One page of a listing as the store sent it, with keys relative to the mounted prefix.
 
-    `version` is 1 or 2: which of the two calls the store answered.
+    `version` is 1 or 2: which of the two calls the store answered.  `headers` are those of HEAD,
+    names in lower case, by key, where they came along.
     """
 
     objects: list[ListedObject]
@@ -43,6 +44,7 @@ class Listing(NamedTuple):
     truncated: bool
     next_token: str
     version: int
+    headers: Mapping[str, Mapping[str, str]]
 
 
 class Failure(NamedTuple):
@@ -137,7 +139,7 @@ def _midnight(day: str) -> int:
     return seconds
 
 
-def listing(body: bytes, prefix: str, root: str) -> Listing:
+def listing(body: bytes, prefix: str, root: str, *, metadata: bool = False) -> Listing:
     """Read the answer of ListObjectsV2 or ListObjects about *prefix*, which begins with *root*.
 
     Keys lose *root*; one that is not under *prefix* makes the answer `Malformed`.
@@ -148,6 +150,7 @@ def listing(body: bytes, prefix: str, root: str) -> Listing:
     cut = len(root)
     items = tree.findall(f"{namespace}Contents")
     objects = _listed_objects(items, namespace, escaped, prefix, cut)
+    headers = _listed_headers(items, objects, namespace) if metadata else {}
     if min([item.size for item in objects], default=0) < 0:
         raise Malformed("an object has a negative size")
     found = tree.findall(f"{namespace}CommonPrefixes/{namespace}Prefix")
@@ -158,13 +161,13 @@ def listing(body: bytes, prefix: str, root: str) -> Listing:
     relative = [name[cut:] for name in prefixes]
     if "NextContinuationToken" in fields or "KeyCount" in fields:
         following = fields.get("NextContinuationToken", "")
-        return Listing(objects, relative, truncated, following, 2)
+        return Listing(objects, relative, truncated, following, 2, headers)
     marker = _name(fields.get("NextMarker", ""), escaped)
     if truncated and not marker:
         # Without a delimiter the store need not name the next marker: it is the last name.
         names = [*(root + item.key for item in objects[-1:]), *prefixes[-1:]]
         marker = max(names, default="")
-    return Listing(objects, relative, truncated, marker, 1)
+    return Listing(objects, relative, truncated, marker, 1, headers)
 
 
 def _listed_objects(
@@ -196,6 +199,21 @@ def _listed_objects(
     except (KeyError, ValueError) as error:
         raise Malformed(f"an entry of the listing makes no sense: {error}") from error
     return objects
+
+
+def _listed_headers(
+    items: Iterable[ET.Element], objects: Iterable[ListedObject], namespace: str
+) -> dict[str, dict[str, str]]:
+    """The headers of objects, by key; none of one that could not be sent back as they are."""
+    cut = len(namespace)
+    headers = {}
+    for item, listed in zip(items, objects, strict=True):
+        found = item.find(f"{namespace}UserMetadata")
+        if found is not None and len(found):
+            mine = {child.tag[cut:].lower(): child.text or "" for child in found}
+            if not any(character in value for value in mine.values() for character in "\r\n"):
+                headers[listed.key] = mine
+    return headers
 
 
 def quoted(etag: str) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from tests.mount.trees import walk
+
 FILES = tuple(f"f{number}" for number in range(6))
 DIRECTORIES = tuple(f"d{number}" for number in range(3))
 SIZES = (0, 1, 100, 5000, 70_000)
@@ -42,8 +44,11 @@ class Pair:
 class Twins:
     """Does random things to two directories, *remote* and *local*, and compares."""
 
-    def __init__(self, remote: Path, local: Path, seed: int) -> None:
+    def __init__(
+        self, remote: Path, local: Path, seed: int, *, directory_modes: bool = True
+    ) -> None:
         self.remote, self.local = remote, local
+        self._directory_modes = directory_modes
         self._random = Random(seed)
         self._pairs: list[Pair] = []
         self._steps: deque[str] = deque(maxlen=MEMORY)
@@ -58,7 +63,7 @@ class Twins:
 
     def compare_trees(self) -> None:
         """Compare everything that both trees show."""
-        remote, local = show(self.remote), show(self.local)
+        remote, local = self._show(self.remote), self._show(self.local)
         if remote != local:
             differing = [
                 f"{name}: {str(remote.get(name))[:200]} and {str(local.get(name))[:200]}"
@@ -93,6 +98,32 @@ class Twins:
 
     def _fail(self, *lines: str) -> None:
         raise Different("\n".join((*self._steps, *lines)))
+
+    # -- what is compared ----------------------------------------------------------------------
+
+    def _size_of(self, status: os.stat_result) -> tuple[int, int]:
+        """Mode and size; a directory's size is its file system's affair."""
+        if not stat.S_ISDIR(status.st_mode):
+            return status.st_mode, status.st_size
+        return status.st_mode if self._directory_modes else stat.S_IFDIR, 0
+
+    def _shown(self, path: Path) -> tuple[object, ...]:
+        """What has to be equal of one path; the time only where it was set, and of files."""
+        status = path.lstat()
+        was_set = status.st_mtime_ns < LONG_AGO_NS and not stat.S_ISDIR(status.st_mode)
+        return (*self._size_of(status), status.st_mtime_ns if was_set else None)
+
+    def _show(self, root: Path) -> dict[str, tuple[object, ...]]:
+        """Everything below *root*, with contents and targets."""
+        found: dict[str, tuple[object, ...]] = {}
+        for path in walk(root):
+            content: object = None
+            if path.is_symlink():
+                content = str(path.readlink())
+            elif path.is_file():
+                content = path.read_bytes()
+            found[str(path.relative_to(root))] = (*self._shown(path), content)
+        return found
 
     # -- what is random ------------------------------------------------------------------------
 
@@ -148,7 +179,7 @@ class Twins:
         self._path("read", self._any(), Path.read_bytes)
 
     def _stat(self) -> None:
-        self._path("stat", self._any(), shown)
+        self._path("stat", self._any(), self._shown)
 
     def _list(self) -> None:
         relative = self._any() if self._random.random() < 0.7 else "."
@@ -220,7 +251,7 @@ class Twins:
         self._handle(f"ftruncate to {size}", lambda fd: os.ftruncate(fd, size))
 
     def _stat_handle(self) -> None:
-        self._handle("fstat", lambda fd: size_of(os.fstat(fd)))
+        self._handle("fstat", lambda fd: self._size_of(os.fstat(fd)))
 
     def _chmod_handle(self) -> None:
         mode = self._random.choice(MODES)
@@ -281,29 +312,3 @@ def answered(question: Callable[[], object]) -> Answer:
         return "returned", question()
     except OSError as error:
         return "failed", error.errno
-
-
-def size_of(status: os.stat_result) -> tuple[int, int]:
-    """Mode and size; a directory's size is its file system's affair."""
-    return status.st_mode, 0 if stat.S_ISDIR(status.st_mode) else status.st_size
-
-
-def shown(path: Path) -> tuple[object, ...]:
-    """What has to be equal of one path; the time only where it was set, and not of directories."""
-    status = path.lstat()
-    mtime_ns = status.st_mtime_ns if status.st_mtime_ns < LONG_AGO_NS else None
-    return (*size_of(status), None if stat.S_ISDIR(status.st_mode) else mtime_ns)
-
-
-def show(root: Path) -> dict[str, tuple[object, ...]]:
-    """Everything below *root*, with contents and targets."""
-    found: dict[str, tuple[object, ...]] = {}
-    for directory, directories, files in os.walk(root):
-        for path in (Path(directory, name) for name in directories + files):
-            content: object = None
-            if path.is_symlink():
-                content = str(path.readlink())
-            elif path.is_file():
-                content = path.read_bytes()
-            found[str(path.relative_to(root))] = (*shown(path), content)
-    return found
