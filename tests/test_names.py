@@ -71,6 +71,26 @@ def test_segments_over_255_bytes_have_a_name_of_their_digest():
 
 
 def test_an_object_beside_a_directory_has_a_name_of_its_own():
-    assert names.file_beside_directory("blue") == b"%s3file:blue"
+    assert names.slot_name(f"{names.BESIDE}blue") == b"%s3file:blue"
+    assert names.slot_name("blue") == b"blue"
     assert names.split_file(b"%s3file:blue") == b"blue"
     assert names.split_file(b"blue") is None
+    assert names.key_of("a/", f"{names.BESIDE}blue") == names.key_of("a/", "blue") == "a/blue"
+
+
+@given(SEGMENTS)
+@example("y" * 250)
+def test_every_object_beside_a_directory_has_a_name_that_leads_back_to_it(segment):
+    name = names.slot_name(names.BESIDE + segment)
+    assert 0 < len(name) <= names.MAX_NAME
+    assert name != names.slot_name(segment)
+    plain = names.split_file(name)
+    assert plain is not None
+    if not names.is_long(plain):
+        assert names.to_segment(plain) == segment
+
+
+def test_markers_of_hadoop_name_a_directory():
+    assert names.folder_of("d_$folder$") == "d"
+    assert names.folder_of("_$folder$") is None
+    assert names.folder_of("d") is None

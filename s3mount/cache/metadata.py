@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -158,6 +159,13 @@ class MetaCache:
         self._count += len(merged)
         self._shrink(prefix)
 
+    def _shrink_one(self, directory: _Directory) -> None:
+        """Forget half of a directory that is larger than all that may be kept."""
+        directory.complete = None
+        for segment in list(itertools.islice(directory.names, len(directory.names) // 2)):
+            del directory.names[segment]
+            self._count -= 1
+
     def __len__(self) -> int:
         return self._count
 
@@ -167,6 +175,8 @@ class MetaCache:
         return self._max_entries
 
     def _shrink(self, keep: str) -> None:
+        if self._count > self._max_entries and len(self._directories) == 1:
+            self._shrink_one(self._directories[keep])
         while self._count > self._max_entries and len(self._directories) > 1:
             prefix, directory = self._directories.popitem()
             if prefix == keep:

@@ -10,6 +10,9 @@ from s3mount.cache.metadata import Entry
 from s3mount.errors import StoreError
 from s3mount.fs.namespace import Namespace
 
+WORTH_A_LISTING = 8  # Names: so many are cheaper by a listing that tells metadata.
+MAX_AHEAD = 10_000  # Names that such a listing may be ahead of who walks.
+IDLE_PATIENCE = 30.0  # Seconds that it waits for who has stopped walking.
 AHEAD = 512  # Names that are looked at before somebody has asked for them.
 PARALLEL = 32  # HEAD requests under way.
 PATIENCE = 1.0  # Seconds without a question after which nobody is walking any more.
@@ -18,7 +21,17 @@ PATIENCE = 1.0  # Seconds without a question after which nobody is walking any m
 class _Walk:
     """One directory that somebody walks through."""
 
-    __slots__ = ("cursor", "last", "limit", "names", "positions", "wake", "workers")
+    __slots__ = (
+        "cursor",
+        "last",
+        "limit",
+        "listing",
+        "names",
+        "positions",
+        "seen",
+        "wake",
+        "workers",
+    )
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -27,22 +40,26 @@ class _Walk:
         self.limit = 0
         self.last = trio.current_time()
         self.workers = 0
+        self.listing = False
+        self.seen = 0
         self.wake = trio.lowlevel.ParkingLot()
 
-    def reached(self, segment: str) -> None:
-        """Somebody has come to a name: those after it are the next ones."""
+    def reached(self, segment: str, count: int = 1) -> None:
+        """Somebody has come to a name, past *count*: those after it are the next ones."""
         self.last = trio.current_time()
+        self.seen += count
+        self.wake.unpark_all()
         position = self.positions.get(segment)
         if position is not None:
             self.limit = max(self.limit, position + AHEAD)
-            self.wake.unpark_all()
 
 
 class Learner:
     """Looks ahead of ``ls -l``: a listing has told the names, HEAD tells the rest.
 
     Only when two names of one directory have been asked for in a row, and never further
-    ahead than `AHEAD`: whoever only lists pays for nothing.
+    ahead than `AHEAD`: whoever only lists pays for nothing.  Where a second listing can tell
+    metadata, that does most of the work.
     """
 
     def __init__(self, namespace: Namespace, nursery: trio.Nursery) -> None:
@@ -51,6 +68,7 @@ class Learner:
         self._walks: dict[str, _Walk] = {}
         self._asked_last = ("", 0.0)
         self._walked_last = ("", 0.0)
+        self._described: dict[str, float] = {}
 
     def looked_up(self, prefix: str, segment: str) -> None:
         """Somebody looks at a name."""
@@ -79,11 +97,13 @@ class Learner:
             return
         walk = self._walks.get(prefix) or self._begin(prefix)
         if walk is not None:
-            walk.reached(unknown[-1])
+            walk.reached(unknown[-1], len(segments))
         remaining = iter(unknown)
 
         async def work() -> None:
             for segment in remaining:
+                while walk is not None and walk.listing and self._is_unknown(prefix, segment):
+                    await walk.wake.park()
                 await self._learn(prefix, segment)
 
         async with trio.open_nursery() as nursery:
@@ -97,18 +117,62 @@ class Learner:
 
     def _begin(self, prefix: str) -> _Walk | None:
         listing = self._namespace.cache.listing(prefix)
+        unknown = {
+            segment: entry
+            for segment, entry in (listing or {}).items()
+            if isinstance(entry, Entry) and entry.attributes is None
+        }
+        files = sum(not entry.directory for entry in unknown.values())
+        if (listing is None or files >= WORTH_A_LISTING) and self._may_describe(prefix):
+            walk = self._walks[prefix] = _Walk(list(unknown))
+            walk.listing = True
+            self._nursery.start_soon(self._describe, prefix, walk)
+            return walk
         if listing is None:
             return None
-        names = [
-            segment
-            for segment, entry in listing.items()
-            if isinstance(entry, Entry) and entry.attributes is None
-        ]
-        walk = self._walks[prefix] = _Walk(names)
+        walk = self._walks[prefix] = _Walk(list(unknown))
         walk.workers = PARALLEL
         for _ in range(PARALLEL):
             self._nursery.start_soon(self._work, prefix, walk)
         return walk
+
+    def _may_describe(self, prefix: str) -> bool:
+        """Whether a directory may be listed with metadata; once in the time that this is good."""
+        namespace, now = self._namespace, trio.current_time()
+        if not namespace.describes or now - self._described.get(prefix, -1e9) < namespace.cache.ttl:
+            return False
+        if len(self._described) > 10_000:
+            self._described.clear()
+        self._described[prefix] = now
+        return True
+
+    async def _describe(self, prefix: str, walk: _Walk) -> None:
+        """List a directory with the metadata of its files, a bit ahead of who walks."""
+        token: str | None = None
+        count = 0
+        try:
+            while True:
+                token, more = await self._namespace.describe(prefix, token)
+                count += more
+                walk.wake.unpark_all()
+                if token is None or not more or not await self._caught_up(walk, count):
+                    return
+        except StoreError:
+            return  # The single questions will say what is wrong.
+        finally:
+            walk.listing = False
+            walk.wake.unpark_all()
+            if self._walks.get(prefix) is walk:
+                del self._walks[prefix]
+
+    async def _caught_up(self, walk: _Walk, count: int) -> bool:
+        """Wait until who walks has come near; False when nobody walks any more."""
+        while count > walk.seen + MAX_AHEAD:
+            with trio.move_on_after(IDLE_PATIENCE) as scope:
+                await walk.wake.park()
+            if scope.cancelled_caught:
+                return False
+        return True
 
     async def _work(self, prefix: str, walk: _Walk) -> None:
         try:

@@ -64,8 +64,10 @@ class Listing:
         ]
         listing._prefix = prefix
         listing._dropped = 0
+        listing._wanted = 0
         listing._done = True
         listing._error = None
+        listing._changed = trio.lowlevel.ParkingLot()
         return listing
 
     @property
@@ -94,6 +96,8 @@ class Listing:
         """
         if await self.row(index) is None:
             return ()
+        self._wanted = max(self._wanted, index)
+        self._changed.unpark_all()
         position = index - self._dropped
         return self._rows[position : position + limit]
 
@@ -111,26 +115,35 @@ class Listing:
         return self._rows[position] if 0 <= position < len(self._rows) else None
 
     async def run(self) -> None:
-        """Fetch all pages."""
-        token: str | None = None
+        """Fetch all pages; the next one is under way while one is turned into rows."""
+        sender, receiver = trio.open_memory_channel[ListPage](0)
         try:
-            while True:
-                page = await self._store.list_page(self._prefix, token=token)
-                self._add(page, await self._index.page(self._prefix, self._names(page)))
-                token = page.token
-                if token is None:
-                    break
-                self._changed.unpark_all()
-                await self._wait_for_readers(len(page.objects) + len(page.prefixes))
-        except StoreError as error:
-            self._error = error
-        else:
-            if self._seen is not None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._fetch, sender)
+                async for page in receiver:
+                    self._add(page, await self._index.page(self._prefix, self._names(page)))
+                    self._changed.unpark_all()
+            if self._error is None and self._seen is not None:
                 self._cache.put_listing(self._prefix, self._seen, self._began)
                 self._forget_gone()
         finally:
             self._done = True
             self._changed.unpark_all()
+
+    async def _fetch(self, sender: trio.MemorySendChannel[ListPage]) -> None:
+        token: str | None = None
+        async with sender:
+            while True:
+                try:
+                    page = await self._store.list_page(self._prefix, token=token)
+                except StoreError as error:
+                    self._error = error
+                    return
+                await sender.send(page)
+                token = page.token
+                if token is None:
+                    return
+                await self._wait_for_readers(len(page.objects) + len(page.prefixes))
 
     async def _wait_for_readers(self, page_size: int) -> None:
         """Directories that will be kept are fetched at once, larger ones as they are read."""

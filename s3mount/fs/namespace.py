@@ -399,6 +399,27 @@ class Namespace:
         self._nursery.start_soon(self._run_listing, prefix, listing)
         return listing
 
+    async def describe(self, prefix: str, token: str | None) -> tuple[str | None, int]:
+        """List a page with the metadata of its files; the next token, and how many are known now.
+
+        Raises `StoreError`.
+        """
+        began = self.cache.clock()
+        page = await self._store.list_page(prefix, token=token, metadata=True)
+        for key, info in page.described.items():
+            segment = key[len(prefix) :]
+            if not segment or (not info.size and folder_of(segment) is not None):
+                continue
+            known = self.cache.get(prefix, segment)
+            beside = isinstance(known, Entry) and known.directory
+            self._note(prefix, BESIDE + segment if beside else segment, self.entry(info), began)
+        return page.token, len(page.described)
+
+    @property
+    def describes(self) -> bool:
+        """Whether a listing can tell the metadata of files."""
+        return self._store.capabilities.list_metadata
+
     async def _run_listing(self, prefix: str, listing: Listing) -> None:
         try:
             await listing.run()

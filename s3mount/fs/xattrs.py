@@ -24,7 +24,6 @@ from s3mount.fs.refreshing import Refresher
 from s3mount.s3.store import ObjectStore
 
 USER = b"user."
-SILENT = (b"security.", b"trusted.")  # Namespaces in which nothing is, and nothing can be put.
 CAPABILITY = b"security.capability"  # getcap(8) takes everything but ENODATA for a failure.
 HEADER = f"{META}xattr"
 # The most that mode, owner and times take beside the header, names included: so what fits

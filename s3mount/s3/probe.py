@@ -338,9 +338,7 @@ class _Probe:
     async def _try_list_metadata(self) -> None:
         client, key = self._client, self._key("j")
         headers = {"x-amz-meta-mode": "33188", "content-type": "text/x-probe", **_LISTED_HEADERS}
-        if isinstance(
-            await _outcome(lambda: client.put(key, [b"x"], headers=headers)), StoreError
-        ):
+        if isinstance(await _outcome(lambda: client.put(key, [b"x"], headers=headers)), StoreError):
             return
         info, page = await self._all(
             lambda: client.head(key),

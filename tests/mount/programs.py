@@ -39,7 +39,7 @@ def has(name: str) -> bool:
 
 
 def run(
-    *command: str | Path,
+    *command: str | Path | int,
     cwd: Path | None = None,
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,

@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults import ACCESS_DENIED
 from tests.mount.conftest import Shared
+from tests.servers import CHECKOUT
 
 MIB = 1 << 20
 PART_SIZE = 5_300_000  # Not whole MiB, on purpose.
@@ -155,3 +156,17 @@ def test_many_readers(shared: Shared, work: Path):
     running = [subprocess.Popen([sys.executable, "-c", script, work / "file"]) for _ in range(6)]
     assert [process.wait(PATIENCE) for process in running] == [0] * 6
     check(shared, work / "file", body)
+
+
+def test_readers_of_a_file_that_is_being_saved(shared: Shared, work: Path, tmp_path: Path):
+    """Bytes are only replaced by equal ones, so every read has to find them."""
+    body, path, model = noise(24 * MIB, 8), work / "file", tmp_path / "model"
+    stored(shared, path, body)
+    model.write_bytes(body)
+    command = [sys.executable, "-m", "tests.mount.constant", path, model]
+    running = [
+        subprocess.Popen([*command, role, "6"], cwd=CHECKOUT)
+        for role in ("write", "read", "read", "read")
+    ]
+    assert [process.wait(PATIENCE) for process in running] == [0] * len(running)
+    check(shared, path, body)
