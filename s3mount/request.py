@@ -71,7 +71,9 @@ class Request:
             return error.errno
         if isinstance(error, StoreError):
             number = ERRNO_OF[type(error)]
-            level = logging.INFO if number == errno.ENOENT else logging.WARNING
+            # These two are what programs ask for when they try.
+            ordinary = number in (errno.ENOENT, errno.EEXIST)
+            level = logging.INFO if ordinary else logging.WARNING
             log.log(level, "%s %r: %s", self._name, self._what, error)
             return number
         # pyfuse3 ends the main loop on anything but FUSEError.  A bug may fail its request,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from s3mount.cache.indexfile import Change, Damaged, IndexFile, Move, identity, remove
+from s3mount.cache.indexfile import Change, Damaged, IndexFile, Move, identity, prune, remove
 from s3mount.cache.metadata import Entry
 from s3mount.cache.records import (
     Row,
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 MAX_ROWS = 1_000_000
 MAX_SIZE = 256 << 20  # bytes
+MAX_FILES = 32  # Buckets, and sets of default attributes.
 MAX_PENDING = 20_000  # Rows that wait to be written; what comes faster is forgotten.
 BATCH = 1000
 FLUSH_DELAY = 0.5  # Seconds in which writes gather.
@@ -206,6 +207,7 @@ class AttributeIndex:
         assert self._path is not None
         os.close(open_private(self._path.parent))
         self._identity = identity(self._path)
+        prune(self._path, MAX_FILES)
         self._writer = IndexFile(self._path, *self._bounds)
         self._reader = IndexFile(self._path, *self._bounds)
 

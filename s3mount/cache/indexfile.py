@@ -224,6 +224,19 @@ def identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def prune(path: Path, keep: int) -> None:
+    """Delete the files beside *path* that were written the longest ago, but for *keep*."""
+    others = [other for other in path.parent.glob(f"*{path.suffix}") if other != path]
+    ages: dict[Path, float] = {}
+    for other in others:
+        with contextlib.suppress(OSError):
+            ages[other] = other.stat(follow_symlinks=False).st_mtime
+    for old in sorted(ages, key=ages.__getitem__, reverse=True)[keep:]:
+        for suffix in ("", "-wal", "-shm", ".damaged"):
+            with contextlib.suppress(OSError):
+                Path(f"{old}{suffix}").unlink()
+
+
 def remove(path: Path, opened: tuple[int, int] | None) -> None:
     """Move a damaged file out of the way, unless another daemon has done so by now."""
     if identity(path) != opened:

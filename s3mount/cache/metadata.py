@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import cachetools
@@ -138,6 +138,20 @@ class MetaCache:
         age = self.clock() - directory.complete
         return directory.names if age < min(self.ttl, max_age) else None
 
+    def put_page(self, prefix: str, rows: Iterable[tuple[str, Entry]], began: float) -> None:
+        """Take note of some names of a listing that began at *began*, and is not complete yet."""
+        directory = self._directories.get(prefix)
+        if directory is None:
+            directory = self._directories[prefix] = _Directory()
+        names = directory.names
+        before = len(names)
+        for segment, entry in rows:
+            known = names.get(segment)
+            if known is None or known.checked <= began:
+                names[segment] = entry
+        self._count += len(names) - before
+        self._shrink(prefix)
+
     def put_listing(self, prefix: str, names: dict[str, Entry], began: float) -> None:
         """Take note of a complete listing that began at *began*.
 
@@ -150,7 +164,7 @@ class MetaCache:
             for segment, known in old.names.items():
                 if known.checked > began:
                     merged[segment] = known
-                elif isinstance(known, Entry) and segment in names:
+                elif known is not names.get(segment, known) and isinstance(known, Entry):
                     merged[segment] = combine(names[segment], known, began - self.ttl)
             self._count -= len(old.names)
         directory = self._directories[prefix] = _Directory()

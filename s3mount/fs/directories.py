@@ -33,14 +33,20 @@ class Row(NamedTuple):
 
 
 class _Reading:
-    """One open directory: its listing, and the files that are not in the store yet."""
+    """One open directory: its listing, and the files that are not in the store yet.
 
-    __slots__ = ("inode", "listing", "unsaved")
+    `tried` tells whether names were shown to see what becomes of them, `walked` whether they
+    were looked at one after the other.
+    """
+
+    __slots__ = ("inode", "listing", "tried", "unsaved", "walked")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.listing: Listing | None = None
         self.unsaved: list[Inode] = []
+        self.tried = False
+        self.walked = False
 
 
 class Directories:
@@ -81,7 +87,7 @@ class Directories:
         unsaved = self._unsaved_rows(reading, start)
         index = max(start - len(reading.unsaved), 0)
         while listed := await reading.listing.rows(index, CHUNK):
-            listed = await self._learn(reading.inode.prefix, listed, first=index == 0)
+            listed = await self._learn(reading, listed, index)
             rows = self._listed_rows(reading, listed, index)
             first = next(rows, None)
             if first is not None:
@@ -89,20 +95,26 @@ class Directories:
             index += len(listed)
         return unsaved
 
-    async def _learn(self, prefix: str, listed: Sequence[Listed], *, first: bool
-    ) -> Sequence[Listed]:  # fmt: skip
-        """See to the attributes of names that are about to be shown.
+    async def _learn(
+        self, reading: _Reading, listed: Sequence[Listed], index: int
+    ) -> Sequence[Listed]:
+        """See to the attributes of names that are about to be shown, the row *index* first.
 
-        Only a few names are shown at first: whoever looks at those is shown the next ones
-        with their attributes, and looks at them for nothing.
+        After a while only a few names are shown, without attributes: whoever looks at those is
+        shown the next ones with theirs, and looks at them for nothing.  For whoever does not,
+        the kernel makes no inodes, and nobody is asked for anything.
         """
-        namespace = self._fs.namespace
-        if not namespace.keep_attributes or listed[0].entry.attributes is not None:
-            return listed
-        if self._fs.learner.is_walked(prefix):
-            listed = listed[:LEARNT_CHUNK]
-            await self._fs.learner.learn(prefix, [row.segment for row in listed])
-        return listed[:FIRST_CHUNK] if first else listed
+        learner, prefix = self._fs.learner, reading.inode.prefix
+        unknown = self._fs.namespace.keep_attributes and listed[0].entry.attributes is None
+        reading.walked = reading.walked or learner.is_walked(prefix)
+        if reading.walked:
+            if unknown:
+                listed = listed[:LEARNT_CHUNK]
+                await learner.learn(prefix, [row.segment for row in listed])
+        elif not reading.tried and (unknown or index > 0):
+            reading.tried = True
+            listed = listed[:FIRST_CHUNK]
+        return listed
 
     def _unsaved_rows(self, reading: _Reading, start: int) -> Iterator[Row]:
         for index in range(start, len(reading.unsaved)):
@@ -129,6 +141,7 @@ class Directories:
         filesystem, directory = self._fs, reading.inode
         names = filesystem.cache.names(directory.prefix)
         certain = not filesystem.namespace.keep_attributes
+        shy = index > 0 and not reading.walked
         following = len(reading.unsaved) + index
         hidden = {inode.segment for inode in reading.unsaved}
         for name, segment, entry in listed:
@@ -145,7 +158,7 @@ class Directories:
                 if isinstance(known, Absent):
                     continue
                 entry = known
-            if entry.attributes is None and not certain:
+            if shy or (entry.attributes is None and not certain):
                 yield Row(name, None, _listed_kind(entry), following)
                 continue
             inode = filesystem.inode_of(directory, name, segment, entry)
@@ -155,4 +168,6 @@ class Directories:
 def _listed_kind(entry: Entry) -> int:
     if entry.directory:
         return stat.S_IFDIR
+    if entry.attributes is not None:
+        return stat.S_IFMT(entry.attributes.mode)
     return 0 if may_be_special(entry.size) else stat.S_IFREG

@@ -142,6 +142,16 @@ class FileBytes(ABC):
     async def _read_base(
         self, reader: ReadAhead, start: int, stop: int, *, looked: bool = False
     ) -> memoryview:
+        try:
+            return await self._old_bytes(reader, start, stop, looked=looked)
+        except Changed as error:
+            log.info("%s", error)
+            raise PosixError(errno.ESTALE) from error
+
+    async def _old_bytes(
+        self, reader: ReadAhead, start: int, stop: int, *, looked: bool = False
+    ) -> memoryview:
+        """Bytes of the old object.  Raises `Changed` also when it is gone."""
         if self.base is None:
             return memoryview(bytes(stop - start))
         try:
@@ -149,8 +159,7 @@ class FileBytes(ABC):
                 return await reader.fetch(self.base, start, stop)
             return await reader.read(self.base, start, stop)
         except (Changed, NotFound) as error:
-            log.info("%s changed in the store while it was open", self.base.key)
-            raise PosixError(errno.ESTALE) from error
+            raise Changed(f"{self.base.key} changed in the store while it was open") from error
 
     async def _read_mixed(self, reader: ReadAhead, start: int, stop: int) -> bytes:
         while True:
@@ -351,7 +360,7 @@ class FileBytes(ABC):
                     self._put_fill(staged, high, b"", hole=position)
                     break
                 end = min(end, staged.base_limit)
-                self._put_fill(staged, position, await self._read_base(reader, position, end))
+                self._put_fill(staged, position, await self._old_bytes(reader, position, end))
                 position = end
 
     def _put_fill(

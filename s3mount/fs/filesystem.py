@@ -1,7 +1,8 @@
 """POSIX on a bucket: what each operation on names, attributes and handles means.
 
-Lock order: the lock of an open file, then nothing.  The kernel holds the lock of a directory
-while it creates, removes or renames in it, so two changes of one name never meet here.
+Lock order: the lock of an open file that is replaced, then of the one that replaces it.  The
+kernel holds the lock of a directory while it creates, removes or renames in it, so two changes
+of one name never meet here.
 """
 
 from __future__ import annotations
@@ -283,13 +284,13 @@ class FileSystem:
         await self.keep_directory(parent)
 
     async def _remove_object(self, key: str, file: OpenFile | None) -> None:
-        if file is not None:
-            await file.keep_content()
-            if not file.stored_key:
-                file.detach()
-                return
-        await self._store.delete(key)
-        if file is not None:
+        if file is None:
+            await self._store.delete(key)
+            return
+        await file.keep_content()
+        async with file.lock:  # What is saved meanwhile would bring the object back.
+            if file.stored_key:
+                await self._store.delete(key)
             file.detach()
 
     def _gone(self, parent: Inode, segment: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -101,7 +102,12 @@ class Handles:
     async def read(self, handle_number: int, offset: int, size: int) -> Buffer:
         """Read what `read_now` could not; the buffer is good until the next checkpoint."""
         handle = self._handles[handle_number]
-        return await handle.file.read_rest(handle.reader, offset, size)
+        try:
+            return await handle.file.read_rest(handle.reader, offset, size)
+        except PosixError as error:
+            if error.errno == errno.ESTALE:
+                self._files.lost(handle.file)
+            raise
 
     async def write(self, handle_number: int, offset: int, data: bytes) -> int:
         """Write *data* at *offset*."""

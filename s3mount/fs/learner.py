@@ -72,13 +72,13 @@ class Learner:
 
     def looked_up(self, prefix: str, segment: str) -> None:
         """Somebody looks at a name."""
-        if not self._namespace.keep_attributes or not self._is_unknown(prefix, segment):
-            return
         now = trio.current_time()
         before, self._asked_last = self._asked_last, (prefix, now)
         if before[0] != prefix or now - before[1] > PATIENCE:
             return
         self._walked_last = (prefix, now)
+        if not self._namespace.keep_attributes or not self._is_unknown(prefix, segment):
+            return
         walk = self._walks.get(prefix) or self._begin(prefix)
         if walk is not None:
             # Whoever asks is about to ask for this one: the workers begin with the next.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import trio
 
 from s3mount.cache.index import AttributeIndex
-from s3mount.cache.metadata import Absent, Entry, MetaCache, combine
+from s3mount.cache.metadata import Absent, Entry, MetaCache, combine, is_same_version
 from s3mount.cache.records import Row
 from s3mount.errors import StoreError
 from s3mount.fs.names import BESIDE, FOLDER, folder_of, slot_name
@@ -45,6 +45,7 @@ class Listing:
         self._rows: list[Listed] = []
         self._dropped = 0  # Rows that came before the first one in `_rows`.
         self._seen: dict[str, Entry] | None = {}  # by slot
+        self._known: Mapping[str, Entry | Absent] = {}  # While a page is added.
         self._waiting: dict[str, Entry] = {}  # Objects whose slot the next page decides.
         self._near: set[str] = set()  # Directories that the next page may list once more.
         self.folders = False
@@ -53,22 +54,15 @@ class Listing:
         self._error: StoreError | None = None
         self._changed = trio.lowlevel.ParkingLot()
 
-    @classmethod
-    def of_known(cls, prefix: str, known: Mapping[str, Entry | Absent]) -> Listing:
-        """A listing of what the cache has."""
-        listing = cls.__new__(cls)
-        listing._rows = [
+    def fill(self, known: Mapping[str, Entry | Absent]) -> Listing:
+        """Be a listing of what the cache has; nothing is fetched."""
+        self._rows = [
             Listed(slot_name(segment), segment, entry)
             for segment, entry in known.items()
             if isinstance(entry, Entry)
         ]
-        listing._prefix = prefix
-        listing._dropped = 0
-        listing._wanted = 0
-        listing._done = True
-        listing._error = None
-        listing._changed = trio.lowlevel.ParkingLot()
-        return listing
+        self._done = True
+        return self
 
     @property
     def usable(self) -> bool:
@@ -121,7 +115,12 @@ class Listing:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._fetch, sender)
                 async for page in receiver:
-                    self._add(page, await self._index.page(self._prefix, self._names(page)))
+                    known = await self._index.page(self._prefix, self._names(page))
+                    before = len(self._rows)
+                    self._add(page, known)
+                    if self._seen is not None:
+                        rows = [(row.segment, row.entry) for row in self._rows[before:]]
+                        self._cache.put_page(self._prefix, rows, self._began)
                     self._changed.unpark_all()
             if self._error is None and self._seen is not None:
                 self._cache.put_listing(self._prefix, self._seen, self._began)
@@ -175,11 +174,13 @@ class Listing:
 
     def _known_file(self, segment: str, listed: Entry, rows: dict[str, Row]) -> Entry:
         """What a listing shows of an object, with the attributes if they are known."""
-        known = self._cache.peek(self._prefix, segment)
-        if known is None or known.attributes is None or known.etag != listed.etag:
+        known = self._known.get(segment)
+        if not isinstance(known, Entry) or known.attributes is None or known.etag != listed.etag:
             known = self._index.file(rows, segment, self._began)
-        if known is None:
-            return listed
+            if known is None:
+                return listed
+            if known.written is None and is_same_version(listed, known):
+                return known
         entry = combine(listed, known, 0.0)
         if known.written is not None and entry.attributes is not None:
             self._index.remember(self._prefix, segment, entry)  # Now Last-Modified is known.
@@ -187,8 +188,8 @@ class Listing:
 
     def _known_directory(self, segment: str, rows: dict[str, Row]) -> Entry:
         listed = Entry(True, 0, "", 0, None, self._began)
-        known = self._cache.peek(self._prefix, segment)
-        if known is None or not known.directory or known.attributes is None:
+        known = self._known.get(segment)
+        if not isinstance(known, Entry) or not known.directory or known.attributes is None:
             known = self._index.directory(rows, segment, self._began)
         return listed if known is None else combine(listed, known, self._began - self._cache.ttl)
 
@@ -199,6 +200,7 @@ class Listing:
         no order (SeaweedFS) tell even later: then a row becomes another one where it stands.
         """
         files, self._waiting = self._waiting, {}
+        self._known = self._cache.names(self._prefix)
         if self._seen is not None:
             self._indexed.update(rows)
         start = len(self._prefix)

@@ -253,7 +253,11 @@ class Namespace:
         """Keep an answer, unless we have changed the name ourselves since the question."""
         later = self.cache.get(prefix, segment)
         if later is not None and later.checked > began:
-            return later if isinstance(later, Entry) else None
+            listed = isinstance(later, Entry) and later.attributes is None
+            if not listed:
+                return later if isinstance(later, Entry) else None
+            if entry is None:
+                return None  # It is younger than our answer: who asks again will find it.
         self.cache.put(prefix, segment, Absent(began) if entry is None else entry)
         if entry is not None and self.keep_attributes:
             self.index.remember(prefix, segment.removeprefix(BESIDE), entry)
@@ -286,7 +290,17 @@ class Namespace:
             found = file if directory is not None else None
         if found is None:
             self._judge(failures)
+        if found is None and self._listing_denied and not is_beside(slot):
+            return await self._look_marker(key + "/")
         return found
+
+    async def _look_marker(self, key: str) -> Entry | None:
+        """Where listing is not allowed, at least a directory that has a marker can be found."""
+        try:
+            await self._store.head(key)
+        except (NotFound, Denied, InvalidName):
+            return None
+        return await self._look_directory(key, marker=True)
 
     def _judge(self, failures: Mapping[str, StoreError]) -> None:
         """Raise what stands in the way of saying "there is nothing".
@@ -392,9 +406,9 @@ class Namespace:
         if listing is not None and listing.usable:
             return listing
         known = self.cache.listing(prefix, max_age)
-        if known is not None:
-            return Listing.of_known(prefix, known)
         listing = Listing(prefix, self._store, self.cache, self.index)
+        if known is not None:
+            return listing.fill(known)
         self._listings[prefix] = listing
         self._nursery.start_soon(self._run_listing, prefix, listing)
         return listing

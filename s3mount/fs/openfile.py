@@ -11,6 +11,7 @@ from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
 from s3mount.errors import Exists, NotFound, PosixError, StoreError
 from s3mount.fs.filebytes import FileBytes
+from s3mount.fs.namespace import kept_headers
 from s3mount.s3.store import (
     ALWAYS,
     MAX_COPY_SIZE,
@@ -158,7 +159,7 @@ class OpenFile(FileBytes):
             return await self._upload.finish(
                 self._plan(staged, size), self._part_body, source, self.condition
             )
-        except StoreError:
+        except (StoreError, PosixError):
             if not staged.dropped:
                 await self._drop_upload()
             raise
@@ -182,6 +183,10 @@ class OpenFile(FileBytes):
         assert self.base is not None
         key, attributes = self.inode.key, self.attributes
         source = self.base
+        if self.kept is None and source.key == key:
+            # Nobody has asked yet what the object says about itself, and a copy onto itself
+            # has to say all of it anew.
+            self.kept = kept_headers(await self._workshop.store.head(key))
         if source.size > MAX_COPY_SIZE:
             headers: Mapping[str, str] | None = self.headers()
             stored = await self._copy_large(source, key, self.headers())
@@ -222,7 +227,7 @@ class OpenFile(FileBytes):
             staged = self._stage()
             try:
                 await self._fill(staged, 0, min(self.size, staged.base_limit))
-            except PosixError as error:
+            except (StoreError, PosixError) as error:
                 log.warning("%s: cannot be kept for its readers: %s", self.base.key, error)
 
     def detach(self) -> None:

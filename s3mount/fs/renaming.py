@@ -12,6 +12,7 @@ from s3mount.errors import PosixError
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.inodes import Inode
 from s3mount.fs.names import FOLDER
+from s3mount.fs.openfile import OpenFile
 from s3mount.fs.tree import TreeMover
 from s3mount.s3.store import ObjectStore
 
@@ -74,8 +75,19 @@ class Renamer:
         if target is not None and target.directory:
             raise PosixError(errno.EISDIR)
         replaced = self._fs.files.get(target) if target is not None else None
-        if replaced is not None:
-            await replaced.keep_content()
+        if replaced is None:
+            await self._move_file(source, None, parent, name, segment)
+            return
+        await replaced.keep_content()
+        try:
+            async with replaced.lock:  # What it saves meanwhile would undo the rename.
+                await self._move_file(source, replaced, parent, name, segment)
+        finally:
+            self._fs.open_files.settle(replaced)
+
+    async def _move_file(
+        self, source: Inode, replaced: OpenFile | None, parent: Inode, name: bytes, segment: str
+    ) -> None:
         file = await self._fs.file_of(source)
         file.handles += 1
         old = (source.parent, source.name, source.segment)
@@ -89,9 +101,8 @@ class Renamer:
             self._fs.inodes.move(source, old[0], old[1], old[2])
             raise
         else:
-            if replaced is not None and target is not None:
+            if replaced is not None:
                 replaced.detach()
-                self._fs.open_files.settle(replaced)
             self._fs.open_files.saved(file)
             self._fs.cache.put(old[0].prefix, old[2], Absent(self._fs.cache.clock()))
             while file.obsolete:

@@ -79,6 +79,13 @@ class OpenFiles:
         if file.stored_attributes is not None:
             self._index.remember(prefix, segment, entry._replace(attributes=file.stored_attributes))
 
+    def lost(self, file: OpenFile) -> None:
+        """The object under an open file is not that any more: who opens the name next asks."""
+        inode = file.inode
+        if inode.parent is not None and not inode.gone and not file.dirty:
+            self._cache.drop(inode.parent.prefix, inode.segment)
+            self._inodes.detach(inode)
+
     def settle(self, file: OpenFile) -> None:
         """Decide what becomes of a file that may have lost its last handle."""
         if file.handles or self.by_inode.get(file.inode) is not file:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from s3mount.errors import StoreError, Unavailable
+from s3mount.errors import PosixError, StoreError, Unavailable
 from s3mount.s3.store import (
     Body,
     ObjectStore,
@@ -199,12 +199,12 @@ class Upload:
         body: PartBody,
         source: CopySource | None,
     ) -> None:
-        errors: list[StoreError] = []
+        errors: list[StoreError | PosixError] = []
 
         async def run(position: int) -> None:
             try:
                 done[position] = await self._run(parts[position], numbers[position], body, source)
-            except StoreError as error:
+            except (StoreError, PosixError) as error:
                 errors.append(error)
                 nursery.cancel_scope.cancel()
             finally:

@@ -55,7 +55,7 @@ class Shared:
         """Delete the object that the mount shows as *path*."""
         self.s3.delete_object(Bucket=self.bucket.name, Key=self.key(path))
 
-    def keys(self, directory: Path | None = None) -> list[str]:
+    def all_keys(self, directory: Path | None = None) -> list[str]:
         """All keys under a directory of the mount; of the whole bucket by default."""
         prefix = f"{self.key(directory)}/" if directory else ""
         return keys_of(self.bucket, self.s3, prefix)

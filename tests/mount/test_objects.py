@@ -112,11 +112,11 @@ def test_a_directory_without_a_marker_does_not_vanish_with_its_last_file(shared:
     assert "implicit" in names(shared.root)
     directory.rmdir()
     assert "implicit" not in names(shared.root)
-    assert not any(key.startswith("implicit") for key in shared.keys())
+    assert not any(key.startswith("implicit") for key in shared.all_keys())
 
 
-def test_the_headers_of_others_survive_a_change(shared: Shared, work: Path):
-    path = work / "page.bin"
+def test_the_headers_of_others_survive_a_change(shared: Shared):
+    path = shared.root / "page.bin"
     shared.put(
         path,
         b"old",
@@ -159,8 +159,24 @@ def test_a_symlink_is_an_object_that_holds_its_target(shared: Shared, work: Path
     assert shared.head(work / "link")["Metadata"]["mode"] == str(stat.S_IFLNK | 0o777)
 
 
-def test_attributes_in_other_forms_are_read(shared: Shared, work: Path):
-    path = work / "of-rclone"
+def test_attributes_survive_the_renaming_of_their_directory(shared: Shared, work: Path):
+    """The new names are asked for together, by a listing that knows no attributes."""
+    old, new = shared.root / "with-modes", work / "renamed"
+    for number in range(4):
+        metadata = {"mode": str(stat.S_IFREG | 0o600)}
+        shared.put(old / f"file{number}", b"content" * 10_000, Metadata=metadata)
+    eventually(old.exists)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in old.iterdir()] == [0o600] * 4
+    old.rename(new)
+    for number in range(4):
+        (new / f"file{number}").write_bytes(b"new")
+    for number in range(4):
+        assert stat.S_IMODE((new / f"file{number}").stat().st_mode) == 0o600
+        assert shared.head(new / f"file{number}")["Metadata"]["mode"] == str(0o100600)
+
+
+def test_attributes_in_other_forms_are_read(shared: Shared):
+    path = shared.root / "of-rclone"
     shared.put(path, b"!", Metadata={"mtime": "1234567890.5", "mode": "100600", "uid": "77"})
     eventually(path.exists)
     status = path.stat()
@@ -201,11 +217,11 @@ def test_nothing_is_in_the_bucket_that_is_not_in_the_mount(sharing):
     with sharing() as shared:
         work_hard(shared.root)
         expected = ["abandoned", "copied/", "copied/inner/", "copied/inner/file", "moved", "saved"]
-        eventually(lambda: sorted(shared.keys()) == expected)
+        eventually(lambda: sorted(shared.all_keys()) == expected)
         assert sorted(names(shared.root)) == ["abandoned", "copied", "moved", "saved"]
         uploads = shared.s3.list_multipart_uploads(Bucket=shared.bucket.name)
         assert uploads.get("Uploads", []) == []
         assert shared.mounts[0].umount() == 0
-        assert sorted(shared.keys()) == expected
+        assert sorted(shared.all_keys()) == expected
         state = Path(shared.mounts[0].environment["XDG_STATE_HOME"])
         assert [path for path in state.rglob("*") if path.parent.name in ("staging", "kept")] == []

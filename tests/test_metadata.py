@@ -1,0 +1,70 @@
+"""What is where: knowledge ages, our own changes outlive older listings, and all is bounded."""
+
+import pytest
+
+from s3mount.attributes import Attributes
+from s3mount.cache.metadata import Absent, Entry, MetaCache
+
+ATTRIBUTES = Attributes(0o040700, 1, 2, 3, 4)
+
+
+class Clock:
+    """A clock that stands still."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def cache(clock: Clock) -> MetaCache:
+    return MetaCache(ttl=60, negative_ttl=5, max_entries=100, clock=clock)
+
+
+def listed(etag: str, checked: float) -> Entry:
+    return Entry(False, 1, etag, 5, None, checked)
+
+
+def test_pages_of_a_listing_are_known_before_its_end(cache: MetaCache, clock: Clock):
+    cache.put_page("d/", [("a", listed('"1"', 1000)), ("b", listed('"2"', 1000))], 1000)
+    assert cache.get("d/", "a") == listed('"1"', 1000)
+    assert cache.get("d/", "z") is None, "it may come with the next page"
+    assert cache.listing("d/") is None
+    cache.put_listing("d/", {"a": listed('"1"', 1000), "b": listed('"2"', 1000)}, 1000)
+    assert cache.get("d/", "z") == Absent(1000)
+    assert len(cache) == 2
+
+
+def test_our_own_change_outlives_a_page_that_was_asked_for_before(cache: MetaCache):
+    cache.put("d/", "a", Absent(1001))
+    cache.put_page("d/", [("a", listed('"1"', 1000))], 1000)
+    assert cache.get("d/", "a") == Absent(1001)
+
+
+def test_a_directory_larger_than_the_cache_is_forgotten_by_halves(cache: MetaCache):
+    for number in range(1000):
+        cache.put("huge/", f"{number}", listed('"e"', 1000))
+        assert len(cache) <= 101
+    assert cache.get("huge/", "999") is not None
+    assert cache.get("huge/", "0") is None
+
+
+def test_what_was_learnt_of_a_directory_is_not_renewed_by_listings(
+    cache: MetaCache, clock: Clock
+):  # fmt: skip
+    cache.put("", "d", Entry(True, 0, "", 0, ATTRIBUTES, 1000, True))
+    for now in (1030.0, 1055.0):
+        clock.now = now
+        cache.put_listing("", {"d": Entry(True, 0, "", 0, None, now)}, now)
+        assert cache.get("", "d").attributes == ATTRIBUTES
+    clock.now = 1061.0
+    found = cache.get("", "d")
+    assert found.directory
+    assert found.attributes is None
+    assert found.checked == 1055
