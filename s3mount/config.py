@@ -283,13 +283,6 @@ class Config:
         shown="a share of memory",
         aliases=("max-read-ahead",),
     )
-    writeback: bool = option(
-        FLAG,
-        WRITING,
-        "let close and fsync return when the data is safe in the local journal, and upload "
-        "after that",
-        default="false",
-    )
     part_size: int = option(
         PART,
         WRITING,

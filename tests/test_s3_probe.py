@@ -35,7 +35,9 @@ async def test_what_each_store_lacks_is_found(any_server: Server):
     async with client_for(shared_bucket(any_server), prefix=own_prefix()) as client:
         found = await probe(client, ".s3mount/")
         assert client.statistics.requests["ListObjectsV2"] == 2
-    lacking = {name for name in Capabilities.__slots__ if getattr(found, name) is False} - EXTENSIONS
+    lacking = {
+        name for name in Capabilities.__slots__ if getattr(found, name) is False
+    } - EXTENSIONS
     assert lacking == WEAK[any_server.name]
     assert found.checksum == "crc64nvme"
     assert len(found.notes) == len(lacking)
