@@ -38,10 +38,6 @@ class Changer:
                 await file.truncate(changes.size)
                 if handle_number is None and file.handles == 1:
                     await self._fs.open_files.save(file)
-            elif changes.size is not None and self._fs.namespace.keep_attributes:
-                # The times move even so; the kernel tells them only when the size changes.
-                file.touch_times()
-                file.set_attributes(file.attributes)
             self._apply(file, changes)
             return self._fs.stat_file(inode, file)
 

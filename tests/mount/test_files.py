@@ -123,20 +123,6 @@ def test_truncate_shrinks_and_grows(work: Path):
     assert path.read_bytes() == b"\0" * 7
 
 
-def test_times_move_even_when_truncate_or_open_change_nothing(work: Path):
-    path = work / "stamp"
-    for size, touch in (
-        (0, lambda: path.open("wb").close()),
-        (0, lambda: os.truncate(path, 0)),
-        (4, lambda: os.truncate(path, 4)),
-        (4, lambda: path.write_bytes(b"same")),
-    ):
-        path.write_bytes(b"same"[:size])
-        os.utime(path, (10**9, 10**9))
-        touch()
-        assert path.stat().st_mtime > 10**9
-
-
 def test_truncate_inside_a_large_file(work: Path):
     body = Random(3).randbytes(20 * MIB)
     path = work / "file"
