@@ -213,8 +213,8 @@ def work_hard(work: Path) -> None:
     run("rm", "-r", work / "repository")
 
 
-def test_nothing_is_in_the_bucket_that_is_not_in_the_mount(sharing):
-    with sharing() as shared:
+def test_nothing_is_in_the_bucket_that_is_not_in_the_mount(sharing, tmp_path: Path):
+    with sharing("--state-dir", str(tmp_path / "state")) as shared:
         work_hard(shared.root)
         expected = ["abandoned", "copied/", "copied/inner/", "copied/inner/file", "moved", "saved"]
         eventually(lambda: sorted(shared.all_keys()) == expected)
@@ -223,5 +223,6 @@ def test_nothing_is_in_the_bucket_that_is_not_in_the_mount(sharing):
         assert uploads.get("Uploads", []) == []
         assert shared.mounts[0].umount() == 0
         assert sorted(shared.all_keys()) == expected
-        state = Path(shared.mounts[0].environment["XDG_STATE_HOME"])
-        assert [path for path in state.rglob("*") if path.parent.name in ("staging", "kept")] == []
+        assert (tmp_path / "state" / "staging").is_dir()
+        for name in ("staging", "kept"):
+            assert list((tmp_path / "state").rglob(f"{name}/*")) == []

@@ -137,11 +137,18 @@ class Twins:
     def _offset(self) -> int:
         return self._random.choice(OFFSETS)
 
+    def _has_size(self, relative: str, size: int) -> bool:
+        """Whether a truncation would change nothing: then a mount leaves the times alone."""
+        with suppress(OSError):
+            return (self.local / relative).stat().st_size == size
+        return False
+
     # -- moves on names ------------------------------------------------------------------------
 
     def _write(self) -> None:
-        data = self._data()
-        self._path(f"write {len(data)}", self._any(), lambda path: path.write_bytes(data))
+        data, relative = self._data(), self._any()
+        if data or not self._has_size(relative, 0):
+            self._path(f"write {len(data)}", relative, lambda path: path.write_bytes(data))
 
     def _patch(self) -> None:
         data, offset = self._data(), self._offset()
@@ -172,8 +179,9 @@ class Twins:
         self._path(f"create {len(data)}", self._any(), create)
 
     def _truncate(self) -> None:
-        size = self._offset()
-        self._path(f"truncate to {size}", self._any(), lambda path: os.truncate(path, size))
+        size, relative = self._offset(), self._any()
+        if not self._has_size(relative, size):
+            self._path(f"truncate to {size}", relative, lambda path: os.truncate(path, size))
 
     def _read(self) -> None:
         self._path("read", self._any(), Path.read_bytes)
@@ -248,7 +256,12 @@ class Twins:
 
     def _truncate_handle(self) -> None:
         size = self._offset()
-        self._handle(f"ftruncate to {size}", lambda fd: os.ftruncate(fd, size))
+
+        def truncate(descriptor: int) -> None:
+            if os.fstat(descriptor).st_size != size:
+                os.ftruncate(descriptor, size)
+
+        self._handle(f"ftruncate to {size}", truncate)
 
     def _stat_handle(self) -> None:
         self._handle("fstat", lambda fd: self._size_of(os.fstat(fd)))
