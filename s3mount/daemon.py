@@ -51,6 +51,7 @@ ANSWER_TIMEOUT = 20.0  # Seconds for the mount to answer its first request.
 DRAIN_PARALLEL = 32  # Files that are saved at once at the end.
 BUSY_PATIENCE = 2.0  # Seconds in which whoever keeps the mount busy may let go of it.
 
+MIN_TASKS, MAX_TASKS = 32, 256  # That wait for requests, or serve one; to make one costs 30 us.
 GC_THRESHOLDS = 50_000, 20, 100
 
 Progress = Callable[[Mapping[str, object]], Awaitable[None]]
@@ -302,7 +303,7 @@ class Daemon:
         return trio.current_time() + self._config.shutdown_timeout
 
     async def _until_unmounted(self, scope: trio.CancelScope) -> None:
-        await pyfuse3.main(max_tasks=256)
+        await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
         scope.cancel()
 
     async def _get_ready(self, parts: _Parts, nursery: trio.Nursery) -> None:

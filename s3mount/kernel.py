@@ -15,6 +15,7 @@ import ctypes
 import errno
 import logging
 import os
+import select
 import shutil
 import socket
 import stat
@@ -62,30 +63,70 @@ MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class _QuietLock:
-    """A lock that is no checkpoint when it is free, for the readers of ``/dev/fuse``.
-
-    pyfuse3 takes a `trio.Lock` before each request, which costs a turn of trio's loop and a
-    system call; the wait for the descriptor that follows is a checkpoint anyway.
-    """
-
-    def __init__(self) -> None:
-        self._held = False
-        self._waiting = trio.lowlevel.ParkingLot()
+class _NoLock:
+    """In place of the lock that pyfuse3 takes before each request; `_Turns` does its work."""
 
     async def __aenter__(self) -> None:
-        if self._held:
-            await self._waiting.park()  # Whoever lets go hands it over.
-        self._held = True
+        """Take nothing."""
 
     async def __aexit__(self, *_error: object) -> None:
-        if not self._waiting.unpark():
-            self._held = False
+        """Give nothing back."""
+
+
+class _Turns:
+    """Which of pyfuse3's tasks reads the next request from ``/dev/fuse``.
+
+    pyfuse3 waits for the descriptor before each request, which costs two turns of trio's loop
+    and four system calls.  Here a task that is done looks whether the next request is there
+    already, and takes it at once, up to `_BURST` in a row; only then does it let the others
+    run.  There is always one task that watches the descriptor, or is about to: whoever takes a
+    request may have to wait for the store.
+    """
+
+    _BURST = 16  # Requests between two turns of the loop, which serves the sockets, too.
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._registered = -1
+        self._idle = trio.lowlevel.ParkingLot()
+        self._watched = False
+        self._closed = False
+        self._taken = 0
+
+    async def wait(self, descriptor: int) -> None:
+        """Wait until there is a request, and it is the caller's turn to read it."""
+        if descriptor != self._registered:
+            self._poll.register(descriptor, select.POLLIN)
+            self._registered = descriptor
+        if self._taken >= self._BURST or not self._poll.poll(0):
+            await self._watch(descriptor)
+            self._taken = 0
+        self._taken += 1
+        if not self._watched and self._idle:
+            self._watched = True
+            self._idle.unpark()
+
+    async def _watch(self, descriptor: int) -> None:
+        if self._watched:
+            await self._idle.park()  # Whoever wakes us has made us the one who watches.
+        self._watched = True
+        try:
+            if self._closed:
+                raise trio.ClosedResourceError
+            await trio.lowlevel.wait_readable(descriptor)
+        except trio.ClosedResourceError:
+            self._closed = True
+            self._idle.unpark_all()
+            raise
+        finally:
+            self._watched = False
 
 
 def _quicken_pyfuse3() -> None:
-    """Give pyfuse3 the lock above, by the module global that its asyncio twin replaces, too."""
-    vars(pyfuse3)["trio"] = types.SimpleNamespace(**{**vars(trio), "Lock": _QuietLock})
+    """Give pyfuse3 the turns above, by the module global that its asyncio twin replaces, too."""
+    lowlevel = types.SimpleNamespace(**{**vars(trio.lowlevel), "wait_readable": _Turns().wait})
+    replaced = {"Lock": _NoLock, "lowlevel": lowlevel}
+    vars(pyfuse3)["trio"] = types.SimpleNamespace(**{**vars(trio), **replaced})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
