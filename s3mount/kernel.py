@@ -100,6 +100,9 @@ class _Turns:
             self._registered = descriptor
         if self._taken >= self._BURST or not self._poll.poll(0):
             await self._watch(descriptor)
+            # What woke us may have been taken by another task, and read(2) would block.
+            while not self._poll.poll(0):
+                await self._watch(descriptor)
             self._taken = 0
         self._taken += 1
         if not self._watched and self._idle:
