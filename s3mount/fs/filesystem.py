@@ -24,8 +24,9 @@ from s3mount.fs.inodes import Inode, InodeTable
 from s3mount.fs.learner import Learner
 from s3mount.fs.markers import Markers
 from s3mount.fs.names import BESIDE, FOLDER, key_of, slot_name
-from s3mount.fs.namespace import Namespace
+from s3mount.fs.namespace import HEAD_SIZE, Namespace
 from s3mount.fs.openfile import OpenFile
+from s3mount.fs.siblings import Siblings
 from s3mount.fs.status import Stat, inherited, other_kind
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
@@ -55,7 +56,8 @@ class FileSystem:
         self.files = self.open_files.by_inode
         self.handles = Handles(self.open_files, workshop)
         self.markers = Markers(store, namespace, workshop, self.inodes)
-        self.learner = Learner(namespace, workshop.nursery)
+        self.siblings = Siblings(namespace, workshop.blocks, self.inodes, workshop.nursery)
+        self.learner = Learner(namespace, workshop.nursery, self.siblings.is_read)
         self.root_attributes = namespace.defaults.directory(time.time_ns())
 
     # -- names -----------------------------------------------------------------------------
@@ -159,6 +161,8 @@ class FileSystem:
         """Open a file: its handle, and whether the kernel's pages of it are still good."""
         inode = self.inodes.get(number)
         file = await self.file_of(inode, fresh=True)
+        if flags & os.O_ACCMODE == os.O_RDONLY and file.size <= HEAD_SIZE and inode.parent:
+            self.siblings.opened(inode.parent, inode.segment)
         if flags & os.O_TRUNC and file.size:
             await file.truncate(0)
             if opener.unprivileged:
@@ -201,6 +205,7 @@ class FileSystem:
             attributes = entry.attributes or self.namespace.defaults.file(entry.modified_ns)
         assert attributes is not None
         kept = entry.kept if entry is not None else {}
+        inode.opened = True
         file = OpenFile(self._workshop, inode, attributes, base, kept)
         self.open_files.add(file)
         return file

@@ -17,7 +17,8 @@ class Inode:
     is set when the name stands for something else by now (unlinked, or replaced).  `pins`
     counts what else keeps the inode: its children, and its open or unsaved file.  `shown` is
     the ETag that the kernel's pages belong to (empty: none yet), `kind` the type bits that it
-    was told (0: none yet).
+    was told (0: none yet).  `opened` tells whether it had an open file, so that the kernel
+    may have its bytes.
     """
 
     __slots__ = (
@@ -27,6 +28,7 @@ class Inode:
         "lookups",
         "name",
         "number",
+        "opened",
         "parent",
         "pins",
         "segment",
@@ -46,6 +48,7 @@ class Inode:
         self.pins = 0
         self.shown = ""
         self.kind = 0
+        self.opened = False
 
     @property
     def prefix(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -59,12 +59,16 @@ class Learner:
 
     Only when two names of one directory have been asked for in a row, and never further
     ahead than `AHEAD`: whoever only lists pays for nothing.  Where a second listing can tell
-    metadata, that does most of the work.
+    metadata, that does most of the work.  Directories of which *is_read* says that their files
+    are read are left alone: there the bytes come along.
     """
 
-    def __init__(self, namespace: Namespace, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, namespace: Namespace, nursery: trio.Nursery, is_read: Callable[[str], bool]
+    ) -> None:
         self._namespace = namespace
         self._nursery = nursery
+        self._is_read = is_read
         self._walks: dict[str, _Walk] = {}
         self._asked_last = ("", 0.0)
         self._walked_last = ("", 0.0)
@@ -74,7 +78,7 @@ class Learner:
         """Somebody looks at a name."""
         now = trio.current_time()
         before, self._asked_last = self._asked_last, (prefix, now)
-        if before[0] != prefix or now - before[1] > PATIENCE:
+        if before[0] != prefix or now - before[1] > PATIENCE or self._is_read(prefix):
             return
         self._walked_last = (prefix, now)
         if not self._namespace.keep_attributes or not self._is_unknown(prefix, segment):
@@ -176,7 +180,7 @@ class Learner:
 
     async def _work(self, prefix: str, walk: _Walk) -> None:
         try:
-            while walk.cursor < len(walk.names):
+            while walk.cursor < len(walk.names) and not self._is_read(prefix):
                 if walk.cursor >= walk.limit:
                     with trio.move_on_after(PATIENCE) as scope:
                         await walk.wake.park()

@@ -208,6 +208,49 @@ def test_small_files_are_read_with_two_requests_each_at_most(shared: Shared, col
     assert requests.total <= 40
 
 
+def test_small_files_read_in_order_are_fetched_ahead_and_once(shared: Shared, cold: Path):
+    order = [f"file{number:03d}" for number in range(120)]
+    for name in order:
+        shared.put(cold / name, name.encode())
+    assert names(cold) == order
+    with counted(shared) as few:
+        for name in order[:30]:
+            assert (cold / name).read_bytes() == name.encode()
+    # At most 64 are fetched that nobody has opened, and they are not fetched again.
+    assert 30 <= few.operations["GetObject"] <= 30 + 64
+    with counted(shared) as others:
+        for name in order[30:]:
+            assert (cold / name).read_bytes() == name.encode()
+    assert few.operations["GetObject"] + others.operations["GetObject"] <= 122
+
+
+def test_picking_a_few_small_files_fetches_a_bounded_number_ahead(shared: Shared, cold: Path):
+    order = [f"file{number:03d}" for number in range(300)]
+    for name in order:
+        shared.put(cold / name, name.encode())
+    assert names(cold) == order
+    with counted(shared) as requests:
+        for name in order[::10]:
+            assert (cold / name).read_bytes() == name.encode()
+    assert requests.operations["GetObject"] <= 30 + 64
+
+
+def test_a_file_that_changes_after_it_was_fetched_ahead_is_read_as_it_is(
+    shared: Shared, cold: Path
+):
+    for number in range(40):
+        shared.put(cold / f"file{number:02d}", b"before")
+    assert len(names(cold)) == 40
+    for number in range(20):
+        (cold / f"file{number:02d}").read_bytes()
+    wait_until_quiet(shared)
+    for number in range(20, 40):
+        shared.put(cold / f"file{number:02d}", b"changed by another host")
+    time.sleep(1.1)  # An open so soon after a look at the store needs no second one.
+    for number in range(20, 40):
+        assert (cold / f"file{number:02d}").read_bytes() == b"changed by another host"
+
+
 def test_a_small_file_nobody_has_listed_is_read_with_few_requests(shared: Shared, cold: Path):
     shared.put(cold / "file", b"content")
     assert cold.exists()
