@@ -158,7 +158,7 @@ class StagedFile:
         The beginning of a file stays: that is what programs go back to (headers).  So does a
         block that holds bytes of a neighbour: that part may have to be sent again.
         """
-        if start == 0 or 2 * self._budget.used < self._budget.limit:
+        if start == 0 or 4 * self._budget.used < self._budget.limit:
             return
         for index in range(-(-start // BLOCK_SIZE), stop // BLOCK_SIZE):
             block = self._blocks.pop(index, None)
