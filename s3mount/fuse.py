@@ -19,6 +19,7 @@ from pyfuse3 import (
     FileInfo,
     FileNameT,
     FlagT,
+    FUSEError,
     InodeT,
     ModeT,
     ReaddirToken,
@@ -38,7 +39,7 @@ from s3mount.fs.handles import Opener
 from s3mount.fs.inodes import Inode
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.status import Changes, Stat
-from s3mount.fs.xattrs import Xattrs
+from s3mount.fs.xattrs import CAPABILITY, Xattrs
 from s3mount.metrics import Metrics
 from s3mount.request import Request
 
@@ -177,7 +178,8 @@ class FuseOperations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        with self._request("setattr", inode, ctx.pid):
+        waiter = ctx.pid if fields.update_size else self._waiter(inode, ctx)
+        with self._request("setattr", inode, waiter):
             changes = Changes(
                 mode=attr.st_mode if fields.update_mode else None,
                 uid=attr.st_uid if fields.update_uid else None,
@@ -342,6 +344,9 @@ class FuseOperations(pyfuse3.Operations):
     # -- extended attributes ---------------------------------------------------------------
 
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        if name == CAPABILITY:  # The kernel asks before the first write(2) into each file.
+            self._metrics.operation("getxattr").count += 1
+            raise FUSEError(errno.ENODATA)
         with self._request("getxattr", name, ctx.pid):
             return await self._xattrs.get(inode, name)
 

@@ -33,6 +33,10 @@ class Changer:
             # The kernel writes back what it knows of a file that has no name any more; an
             # error would be one of the next syncfs(2).
             return self._stat_gone(inode, changes)
+        open_file = self._fs.files.get(inode)
+        if open_file is not None and open_file.handles and changes.size is None:
+            self._apply(open_file, changes)  # As after each write: nothing to wait for.
+            return self._fs.stat_file(inode, open_file)
         async with self.hold(inode) as file:
             if changes.size is not None and changes.size != file.size:
                 await file.truncate(changes.size)

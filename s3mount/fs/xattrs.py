@@ -84,7 +84,8 @@ class Xattrs:
             return await self._facts.get(self._fs.inodes.get(number), name)
         if not name.startswith(USER):
             # For lack of the whole namespace, ls -l does not ask for security.selinux again.
-            raise PosixError(errno.ENODATA if name == CAPABILITY else errno.EOPNOTSUPP)
+            # (Of CAPABILITY there is just no value, which `s3mount.fuse` says.)
+            raise PosixError(errno.EOPNOTSUPP)
         values = decode((await self._fs.getattr(number)).attributes.xattrs)
         if name not in values:
             raise PosixError(errno.ENODATA)

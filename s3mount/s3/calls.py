@@ -21,7 +21,15 @@ from s3mount.s3.connection import STALL_SECONDS, Broken, Connection, Pulse, Untr
 from s3mount.s3.dial import Dialer
 from s3mount.s3.endpoint import Credentials, CredentialSource, EndpointSettings
 from s3mount.s3.faults import CREDENTIAL_CODES, DAMAGE_CODES, Refusal, refusal_of
-from s3mount.s3.http import FIRST_BYTE_SECONDS, Answer, Head, Receiver, body_size, exchange
+from s3mount.s3.http import (
+    FIRST_BYTE_SECONDS,
+    Answer,
+    Head,
+    Receiver,
+    body_size,
+    exchange,
+    is_short,
+)
 from s3mount.s3.pool import Pool, Slots
 from s3mount.s3.retry import Operation, RetryBudget, retry_after_seconds
 from s3mount.s3.sigv4 import EMPTY_SHA256, Signer
@@ -249,7 +257,7 @@ class Calls:
         # A proxy on the way may hold megabytes that it still has to pass on.
         patience += min(size / _SLOWEST_RATE, _MAX_PASSING_SECONDS)
         # Until the body is sent it is the body that has to move.
-        begin_by = now + (min(STALL_SECONDS, left) if request.body else patience)
+        begin_by = now + (patience if is_short(request.body) else min(STALL_SECONDS, left))
         answered = reusable = False
         with trio.CancelScope(deadline=begin_by) as scope:
             watch = Watch(scope, self._pulse, _SLOW_SECONDS if request.slow else STALL_SECONDS)

@@ -18,6 +18,7 @@ from s3mount.errors import StoreError
 from s3mount.s3.store import MIB, Buffer, FileSlice
 
 STALL_SECONDS = 15.0
+SHORT_BODY = 16 << 10  # The kernel takes so much at once, together with the head.
 MAX_HEAD = 64 << 10
 _RECEIVE_SIZE = 64 << 10
 _FILE_CHUNK = 256 << 10
@@ -151,15 +152,16 @@ class Connection:
         """Send a request's head and body; False when the peer answered before the end."""
         if self.secure:
             return await self._send_secure(head, body)
-        if not body:
+        if sum([memoryview(part).nbytes for part in body]) <= SHORT_BODY:
+            whole = b"".join([head, *body]) if body else head
             try:
-                count = self._socket.send(head)
+                count = self._socket.send(whole)
             except BlockingIOError:
                 count = 0
             except OSError as error:
                 return self._refused(error)
             self.sent += count
-            return count == len(head) or await self._send_all([memoryview(head)[count:]])
+            return count == len(whole) or await self._send_all([memoryview(whole)[count:]])
         return await self._send_all([memoryview(head), *(_octets(part) for part in body)])
 
     async def _send_all(self, pending: list[memoryview]) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import trio
 
-from s3mount.s3.connection import Broken, Connection
+from s3mount.s3.connection import SHORT_BODY, Broken, Connection
 from s3mount.s3.store import Body, FileSlice
 
 FIRST_BYTE_SECONDS = 15.0
@@ -49,6 +49,11 @@ def body_size(body: Body) -> int:
     if isinstance(body, FileSlice):
         return body.stop - body.start
     return sum([memoryview(part).nbytes for part in body])
+
+
+def is_short(body: Body) -> bool:
+    """Whether a body is sent at once, together with the head."""
+    return not body or (not isinstance(body, FileSlice) and body_size(body) <= SHORT_BODY)
 
 
 def parse_head(data: bytes, method: str) -> Head:
@@ -142,7 +147,7 @@ async def exchange(
     answer = await _ask_first(connection, method, head) if ask_first else None
     complete = True
     if answer is None:
-        if body:
+        if body and not is_short(body):
             started = trio.current_time()
             complete = await _send(connection, b"" if ask_first else head, body)
             if complete and body_size(body) >= _LARGE_BODY:
@@ -150,7 +155,7 @@ async def exchange(
             connection.watch.moving += trio.current_time() - started
             connection.watch.allow(first_byte)
         else:
-            complete = await connection.send(head, ())
+            complete = await _send(connection, b"" if ask_first else head, body)
         answer = await read_final_head(connection, method)
     else:
         complete = False

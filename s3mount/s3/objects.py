@@ -3,6 +3,7 @@
 import base64
 import calendar
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from email.errors import MessageError
 from email.header import decode_header, make_header
@@ -78,14 +79,17 @@ def _midnight(day: str) -> int:
     return calendar.timegm((int(year), _MONTHS.index(month) + 1, int(date), 0, 0, 0))
 
 
+_LINE_END = re.compile("[\r\n\0]")
+
+
 def checked(headers: Mapping[str, str]) -> dict[str, str]:
     """Headers of a caller with names in lower case; refuse those that would break a request."""
     lowered = {}
     for name, value in headers.items():
-        if any(character in name or character in value for character in "\r\n\0"):
+        if _LINE_END.search(name) or _LINE_END.search(value):
             raise InvalidRequest(f"the header {name!r} has a line end in it")
         try:
-            value.encode()
+            value.isascii() or value.encode()
         except UnicodeEncodeError:
             raise InvalidRequest(f"the header {name!r} is not UTF-8") from None
         lowered[name.lower()] = value
