@@ -9,6 +9,7 @@ from typing import NamedTuple
 import cachetools
 import trio
 
+from s3mount.cache.arena import Arena, Room
 from s3mount.cache.disk import BlockDisk, Wanted
 from s3mount.errors import StoreError
 from s3mount.memory import MemoryBudget
@@ -38,10 +39,11 @@ class BlockId(NamedTuple):
 class Block:
     """A block that is filled from its beginning; `ready` bytes of it are in place."""
 
-    __slots__ = ("buffer", "error", "held", "progress", "ready", "size")
+    __slots__ = ("buffer", "error", "held", "progress", "ready", "room", "size")
 
-    def __init__(self, buffer: bytearray, size: int) -> None:
-        self.buffer = buffer
+    def __init__(self, room: Room, size: int) -> None:
+        self.room = room
+        self.buffer = room.view
         self.size = size
         self.ready = 0
         self.held = 0  # Who needs the buffer to stay as it is, beside the cache.
@@ -84,7 +86,7 @@ class BlockCache:
         self._pieces: cachetools.LRUCache[BlockId, memoryview] = cachetools.LRUCache(1 << 40)
         self._fetching: dict[BlockId, Block] = {}
         self._fetching_pieces: dict[BlockId, trio.Event] = {}
-        self._spare: list[bytearray] = []
+        self._arena = Arena(BLOCK_SIZE)
         self.fetched_bytes = 0
         self.read_bytes = 0
         budget.reclaim_with(self._reclaim)
@@ -105,7 +107,7 @@ class BlockCache:
             block_id = BlockId(version, index)
             block = self._blocks.get(block_id) or self._fetching.get(block_id)
             if block is not None and block.ready >= high:
-                return memoryview(block.buffer)[low:high]
+                return block.buffer[low:high]
         index = start // PIECE_SIZE
         low = start - index * PIECE_SIZE
         piece = self._pieces.get(BlockId(version, index))
@@ -184,7 +186,7 @@ class BlockCache:
     def clear(self) -> None:
         """Drop all clean blocks."""
         self._reclaim(1 << 62)
-        self._spare.clear()
+        self._arena.cool()
 
     # -- fetching --------------------------------------------------------------------------
 
@@ -232,8 +234,7 @@ class BlockCache:
         blocks = []
         for index in range(first, first + count):
             size = min(BLOCK_SIZE, version.size - index * BLOCK_SIZE)
-            buffer = self._spare.pop() if self._spare else bytearray(BLOCK_SIZE)
-            block = self._fetching[BlockId(version, index)] = Block(buffer, size)
+            block = self._fetching[BlockId(version, index)] = Block(self._arena.take(), size)
             blocks.append(block)
         self._nursery.start_soon(self._fetch, version, first, blocks, urgent)
         return True
@@ -247,7 +248,7 @@ class BlockCache:
                 await self._store.get(
                     version.key,
                     start * BLOCK_SIZE,
-                    [memoryview(block.buffer)[: block.size] for block in run],
+                    [_filled(block) for block in run],
                     etag=version.etag,
                     progress=self._progress(version, start, run),
                     urgent=urgent,
@@ -382,8 +383,7 @@ class BlockCache:
         if block.held:
             return  # Whoever holds it recycles it.
         self._budget.give(BLOCK_SIZE)
-        if len(self._spare) < 16:
-            self._spare.append(block.buffer)
+        self._arena.give(block.room)
 
     def _reclaim(self, missing: int) -> None:
         target = self._budget.used - missing
@@ -395,7 +395,7 @@ class BlockCache:
 
 
 def _filled(block: Block) -> memoryview:
-    return memoryview(block.buffer)[: block.size]
+    return block.buffer[: block.size]
 
 
 def _nothing() -> None:
