@@ -1,0 +1,268 @@
+"""The journal of one mount: what must survive a crash, as records with a name each.
+
+A record is put, changed in some fields, and removed; the last state counts.  `commit` returns
+when all that was said before is on the disk, and many callers share one synchronisation.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from s3mount.write.frames import Checksum, Framing, Scan
+from s3mount.write.logfile import LogFile, Place
+
+log = logging.getLogger(__name__)
+
+Fields = Mapping[str, object]
+
+NAME, CHANGE, REMOVE = "id", "change", "remove"
+LAZY = 0.05  # Seconds until what nobody waits for is on the disk, too.
+# Seconds.  A disk that answers sooner is waited for where we are: a thread takes longer.  When it
+# was slow once, threads wait for it for a while.
+SLOW, PATIENCE = 0.0005, 1.0
+COMPACT_SIZE = 32 << 20  # A log below this is never worth moving.
+
+
+@dataclass(slots=True)
+class Record:
+    """One record as a log tells it; `first` is the number of the oldest frame it is made of."""
+
+    name: str
+    first: int
+    last: int
+    fields: dict[str, object]
+    blob: bytes = b""
+
+
+@dataclass(slots=True)
+class Contents:
+    """What a log holds: the live records by name, and what is wrong with it.
+
+    `uncertain` are the names of records that may have been taken back in frames that are
+    damaged.
+    """
+
+    records: dict[str, Record] = field(default_factory=dict)
+    uncertain: set[str] = field(default_factory=set)
+    damaged: bool = False
+    torn: bool = False
+
+
+def read_log(data: bytes, checksum: Checksum) -> Contents:
+    """Make sense of the bytes of a log."""
+    framing = Framing.of_log(data, checksum)
+    if framing is None:
+        return Contents(damaged=any(data))
+    return replay(framing.scan(data))
+
+
+def replay(scan: Scan) -> Contents:
+    """Put the frames of a log together to records."""
+    contents = Contents(damaged=bool(scan.gaps), torn=scan.torn)
+    records = contents.records
+    for frame in scan.frames:
+        try:
+            said = json.loads(frame.text)
+            name = str(said.pop(NAME))
+        except (ValueError, KeyError, AttributeError, RecursionError):
+            contents.damaged = True  # A checksum over nonsense: a bug, or a later version.
+            continue
+        if said.pop(REMOVE, False):
+            records.pop(name, None)
+        elif CHANGE not in said:
+            records[name] = Record(name, frame.number, frame.number, said, frame.blob)
+        elif name in records:
+            records[name].fields.update(said[CHANGE])
+            records[name].last = frame.number
+        else:
+            contents.damaged = True
+    lost = max(scan.gaps, default=-1)
+    contents.uncertain = {record.name for record in records.values() if record.first <= lost}
+    return contents
+
+
+class Journal:
+    """The records of this mount, in a log of its own.
+
+    `put`, `change` and `remove` write to the page cache at once, which outlives the daemon;
+    whoever promises more waits for `commit`.  They raise `OSError` when the disk fails, and
+    from then on always: what the disk has by then is not known.
+    """
+
+    def __init__(
+        self, directory: int, checksum: Checksum, compact_size: int = COMPACT_SIZE
+    ) -> None:
+        self._log = LogFile(directory, checksum)
+        self._live: dict[str, list[Place]] = {}
+        self._live_size = 0
+        self._number = 0
+        self._durable = 0
+        self._syncing: trio.Event | None = None
+        self._held: list[tuple[str, bytes, bytes, str]] | None = None
+        self._discarded: deque[tuple[int, Path]] = deque()
+        self._failure: OSError | None = None
+        self._lazy = trio.lowlevel.ParkingLot()
+        self._compact_size = compact_size
+        self._fast = False
+        self._slow_until = 0.0
+        self.commits = 0
+        self.syncs = 0
+
+    def create(self) -> None:
+        """Make the log.  Blocks; raises `OSError`."""
+        self._log.create()
+
+    def close(self) -> None:
+        """Let go of the log."""
+        self._log.close()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no record is left."""
+        return not self._live
+
+    @property
+    def size(self) -> int:
+        """Bytes of the log that are written."""
+        return self._log.position
+
+    def put(self, name: str, fields: Fields, blob: bytes = b"") -> None:
+        """Make *fields* and *blob* the state of a record, whatever it was."""
+        self._say(name, {NAME: name, **fields}, blob, "put")
+
+    def change(self, name: str, fields: Fields) -> None:
+        """Change some fields of a record."""
+        self._say(name, {NAME: name, CHANGE: fields}, b"", CHANGE)
+
+    def remove(self, name: str) -> None:
+        """Forget a record."""
+        if name in self._live or self._held is not None:
+            self._say(name, {NAME: name, REMOVE: True}, b"", REMOVE)
+
+    def discard(self, path: Path) -> None:
+        """Remove a local file as soon as what was said so far is on the disk."""
+        self._discarded.append((self._number, path))
+        self._lazy.unpark_all()
+
+    def _say(self, name: str, said: Fields, blob: bytes, what: str) -> None:
+        if self._failure is not None:
+            raise self._failure
+        text = json.dumps(said, separators=(",", ":")).encode()
+        if self._held is not None:  # The log is being moved.
+            self._number += 1
+            self._held.append((name, text, blob, what))
+            return
+        self._number += 1
+        self._append(self._number, name, text, blob, what)
+        self._lazy.unpark_all()
+
+    def _append(self, number: int, name: str, text: bytes, blob: bytes, what: str) -> None:
+        try:
+            place = self._log.append(number, self._durable, text, blob)
+        except OSError as error:
+            self._failure = error
+            raise
+        if what != CHANGE:
+            self._live_size -= sum(old.size for old in self._live.pop(name, ()))
+        if what != REMOVE:
+            self._live.setdefault(name, []).append(place)
+            self._live_size += place.size
+
+    async def commit(self) -> None:
+        """Return when all that was said before is on the disk; raises `OSError`."""
+        target = self._number
+        self.commits += 1
+        while self._durable < target:
+            if self._failure is not None:
+                raise self._failure
+            if self._syncing is not None:
+                await self._syncing.wait()
+                continue
+            await self._sync()
+
+    async def _sync(self) -> None:
+        self._syncing = trio.Event()
+        try:
+            # Whoever is ready to say something, too, shares this synchronisation.
+            await trio.lowlevel.checkpoint()
+            if self._log.position > max(self._compact_size, 2 * self._live_size):
+                await self._compact()
+            reached = self._number
+            self.syncs += 1
+            began = time.perf_counter()
+            if self._fast:
+                self._log.sync()
+            else:
+                await trio.to_thread.run_sync(self._log.sync)
+            self._durable = reached
+            self._judge(time.perf_counter() - began)
+        except OSError as error:
+            self._failure = error
+            log.error("the journal cannot be written: %s", error)
+        finally:
+            self._syncing.set()
+            self._syncing = None
+        self._unlink_discarded()
+
+    def _judge(self, seconds: float) -> None:
+        """Choose how to synchronise next time, by how long it has taken."""
+        if seconds > SLOW:
+            self._slow_until = time.monotonic() + PATIENCE
+        self._fast = time.monotonic() > self._slow_until
+
+    def _unlink_discarded(self) -> None:
+        while self._discarded and self._discarded[0][0] <= self._durable:
+            self._discarded.popleft()[1].unlink(missing_ok=True)
+
+    async def _compact(self) -> None:
+        """Leave behind the frames that count no more."""
+        live = sorted((place, name) for name, places in self._live.items() for place in places)
+        reached, self._held = self._number, []
+        try:
+            places = [place for place, _ in live]
+            moved = await trio.to_thread.run_sync(self._log.move, places, reached)
+            self._take_places([name for _, name in live], moved)
+        except OSError as error:
+            log.warning("the journal goes on in its old file: %s", error)
+            self._compact_size = 2 * self._log.position
+        finally:
+            held, self._held = self._held, None
+            for number, (name, text, blob, what) in enumerate(held, reached + 1):
+                self._append(number, name, text, blob, what)
+
+    def _take_places(self, names: Sequence[str], moved: Sequence[Place]) -> None:
+        self._live = {}
+        for name, place in zip(names, moved, strict=True):
+            self._live.setdefault(name, []).append(place)
+        self._live_size = sum(place.size for place in moved)
+
+    async def run(self) -> None:
+        """Bring to the disk what nobody waits for, until cancelled."""
+        while True:
+            while self._number <= self._durable and not self._discarded:
+                await self._lazy.park()
+            await trio.sleep(LAZY)
+            try:
+                await self.commit()
+            except OSError:
+                return  # It was told; whoever needs the journal hears of it.
+            self._unlink_discarded()
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a log; empty when there is none.  Blocks."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
