@@ -103,6 +103,15 @@ class PartDone:
     crc: int | None
 
 
+class ListedPart(NamedTuple):
+    """A part of an unfinished upload, as the store lists it; `crc` is None if it tells none."""
+
+    number: int
+    size: int
+    etag: str
+    crc: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Precondition:
     """When a write may take effect: always, only over `etag`, or only over nothing."""
@@ -294,6 +303,10 @@ class ObjectStore(Protocol):
 
         A completion whose answer was lost is recognised as done.
         """
+        ...
+
+    async def list_parts(self, key: str, upload_id: str) -> Sequence[ListedPart]:
+        """The parts that an unfinished upload has."""
         ...
 
     async def abort_upload(self, key: str, upload_id: str) -> None:

@@ -242,6 +242,25 @@ def result(body: bytes) -> dict[str, str]:
     return fields
 
 
+class PartPage(NamedTuple):
+    """One page of the parts of an upload: their fields, and the last number if more follow."""
+
+    parts: list[dict[str, str]]
+    following: str
+
+
+def part_page(body: bytes) -> PartPage:
+    """Read the answer of ListParts."""
+    root, namespace = _parse_as(body, "ListPartsResult")
+    parts = [
+        {child.tag[len(namespace) :]: child.text or "" for child in item}
+        for item in root.findall(f"{namespace}Part")
+    ]
+    truncated = (root.findtext(f"{namespace}IsTruncated") or "").strip().lower() == "true"
+    following = root.findtext(f"{namespace}NextPartNumberMarker") or ""
+    return PartPage(parts, following if truncated else "")
+
+
 def delete_failures(body: bytes) -> list[Failure]:
     """Read what DeleteObjects could not delete."""
     root, namespace = _parse_as(body, "DeleteResult")
