@@ -22,13 +22,15 @@ from s3mount.cache.disk import BlockDisk
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import MetaCache
 from s3mount.config import Config
-from s3mount.errors import MountError, PosixError, StoreError, WrongRegion
+from s3mount.errors import MountError, StoreError, WrongRegion
 from s3mount.fs.changing import Changer
+from s3mount.fs.draining import drain, save_all
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.names import MAX_KEY, key_size
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.openfile import OpenFile
+from s3mount.fs.recovery import Recovery
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.xattrs import Xattrs
@@ -40,7 +42,11 @@ from s3mount.s3 import checksum, session
 from s3mount.s3.client import S3Client
 from s3mount.s3.probe import probe
 from s3mount.s3.store import Capabilities
+from s3mount.write.backlog import Backlog
 from s3mount.write.extents import PartGrid
+from s3mount.write.keeper import Keeper, act
+from s3mount.write.mountjournal import MountJournal
+from s3mount.write.slots import Slots
 from s3mount.write.staging import StagingDirectory
 
 log = logging.getLogger(__name__)
@@ -48,7 +54,6 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 2 << 20  # What the kernel asks for in advance; see benchmarks/README.md.
 ENTRY_COST = 600  # Bytes of memory that one cached name takes, about.
 ANSWER_TIMEOUT = 20.0  # Seconds for the mount to answer its first request.
-DRAIN_PARALLEL = 32  # Files that are saved at once at the end.
 BUSY_PATIENCE = 2.0  # Seconds in which whoever keeps the mount busy may let go of it.
 
 GC_THRESHOLDS = 50_000, 20, 100
@@ -63,6 +68,8 @@ class _Parts:
     client: S3Client
     blocks: BlockCache
     index: AttributeIndex
+    journal: MountJournal
+    workshop: Workshop
     budget: MemoryBudget
     filesystem: FileSystem
     operations: FuseOperations
@@ -136,18 +143,57 @@ class Daemon:
     async def _main(self) -> int:
         client = await self._connect()
         try:
-            async with trio.open_nursery() as background:
-                if self._disk is not None:
-                    background.start_soon(self._disk.run)
-                parts = self._build(client, background)
-                await parts.index.open()
-                background.start_soon(parts.index.run)
-                left = await self._serve(parts)
-                await parts.index.close()
-                background.cancel_scope.cancel()
+            journal = await self._open_journal(client)
+            try:
+                async with trio.open_nursery() as background:
+                    left = await self._run(client, journal, background)
+                    background.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await journal.close()
         finally:
             await client.aclose()
         return 1 if left else 0
+
+    async def _run(
+        self, client: S3Client, journal: MountJournal, background: trio.Nursery
+    ) -> Sequence[OpenFile]:
+        """Build everything, serve, and return the files that could not be saved."""
+        if self._disk is not None:
+            background.start_soon(self._disk.run)
+        background.start_soon(journal.journal.run)
+        parts = self._build(client, journal, background)
+        await parts.index.open()
+        background.start_soon(parts.index.run)
+        recovery = Recovery(parts.filesystem, parts.workshop, journal.left)
+        await recovery.prepare()
+        background.start_soon(recovery.run)
+        left = await self._serve(parts)
+        await parts.index.close()
+        return left
+
+    async def _open_journal(self, client: S3Client) -> MountJournal:
+        config = self._config
+        identity = f"{client.settings.url}\0{config.bucket}\0{config.prefix}"
+        about = {
+            "endpoint": client.settings.url,
+            "region": client.settings.region,
+            "path_style": not client.settings.virtual_host,
+            "profile": config.profile,
+            "bucket": config.bucket,
+            "prefix": config.prefix,
+            "part_size": config.part_size,
+            "attributes": config.attributes,
+            "mountpoint": str(config.mountpoint),
+            "no_sign_request": config.no_sign_request,
+            "ca_bundle": str(config.ca_bundle) if config.ca_bundle else None,
+            "verify_ssl": not config.no_verify_ssl,
+            "insecure_http": config.insecure_http,
+        }
+        slots = Slots(config.state_dir, identity)
+        return await MountJournal.open(
+            slots, checksum.function("crc64nvme"), about, adopt=not config.ro
+        )
 
     # -- starting --------------------------------------------------------------------------
 
@@ -204,8 +250,10 @@ class Daemon:
                 self._source,
             )
 
-    def _build(self, client: S3Client, background: trio.Nursery) -> _Parts:
+    def _build(self, client: S3Client, journal: MountJournal, background: trio.Nursery) -> _Parts:
         config = self._config
+        staged = journal.slot.staged
+        limit = config.writeback_limit if config.writeback and not config.ro else 0
         budget = MemoryBudget(config.memory)
         blocks = BlockCache(client, budget, background, self._disk)
         cache = MetaCache(
@@ -235,7 +283,7 @@ class Daemon:
         workshop = Workshop(
             store=client,
             blocks=blocks,
-            staging=StagingDirectory(config.state_dir / "staging"),
+            staging=StagingDirectory(staged, journal.checksum, follow=config.writeback),
             budget=budget,
             nursery=background,
             grid=PartGrid(config.part_size),
@@ -243,6 +291,8 @@ class Daemon:
             max_window=window,
             keep_attributes=config.attributes,
             extra_headers={},
+            journal=journal.journal,
+            backlog=Backlog(limit, config.min_free_space, staged),
         )
         filesystem = FileSystem(
             client, namespace, workshop, exclusive_at_open=config.exclusive_create == "open"
@@ -251,14 +301,16 @@ class Daemon:
         changer = Changer(filesystem)
         operations = FuseOperations(
             filesystem,
-            Renamer(filesystem, client),
+            Renamer(filesystem, client, journal.journal),
             changer,
             Xattrs(filesystem, changer, ObjectFacts(filesystem, client, client), client),
             metrics,
             ttl=config.metadata_ttl,
             writeback_cache=True,
         )
-        return _Parts(client, blocks, index, budget, filesystem, operations, metrics)
+        return _Parts(
+            client, blocks, index, journal, workshop, budget, filesystem, operations, metrics
+        )
 
     def _make_index(self, client: S3Client, defaults: Defaults) -> AttributeIndex:
         """The attribute index of the bucket.
@@ -288,8 +340,8 @@ class Daemon:
                 nursery.start_soon(self._until_unmounted, nursery.cancel_scope)
                 await self._get_ready(parts, nursery)
             notify.stopping("saving what is not in the store yet")
-            with trio.CancelScope(shield=True, deadline=self._deadline()):
-                left = await self._drain(parts)
+            with trio.CancelScope(shield=True):
+                left = await drain(parts.filesystem, self._config.shutdown_timeout)
         except trio.TooSlowError as error:
             raise MountError("the mount did not answer its first request", 2) from error
         finally:
@@ -297,9 +349,6 @@ class Daemon:
             self._kernel.close()
             self._ended.set()
         return left
-
-    def _deadline(self) -> float:
-        return trio.current_time() + self._config.shutdown_timeout
 
     async def _until_unmounted(self, scope: trio.CancelScope) -> None:
         await pyfuse3.main(max_tasks=256)
@@ -339,7 +388,7 @@ class Daemon:
         """Unmount; whoever still uses the mount keeps what is open, for a while."""
         notify.stopping("unmounting")
         await self._push_pages()
-        await self._save_all(parts.filesystem)
+        await save_all(parts.filesystem)
         if not self._kernel.unmount():
             await trio.sleep(BUSY_PATIENCE)
             self._kernel.unmount(lazy=True)
@@ -360,36 +409,6 @@ class Daemon:
             command = ["sync", "--file-system", str(self._config.mountpoint)]
             await trio.run_process(command, check=False, capture_stderr=True)
 
-    # -- saving ----------------------------------------------------------------------------
-
-    async def _save_all(self, filesystem: FileSystem) -> Sequence[OpenFile]:
-        """Save everything that is dirty, many files at a time; return what could not be."""
-        left: list[OpenFile] = []
-        slots = trio.CapacityLimiter(DRAIN_PARALLEL)
-
-        async def save(file: OpenFile) -> None:
-            async with slots:
-                try:
-                    await filesystem.open_files.save(file)
-                except (StoreError, PosixError) as error:
-                    log.error("%s: could not be saved: %s", file.inode.name, error)
-                    left.append(file)
-
-        for directory in list(filesystem.markers.unsaved):
-            await filesystem.markers.save(directory)
-        async with trio.open_nursery() as nursery:
-            for file in list(filesystem.files.values()):
-                if file.dirty:
-                    nursery.start_soon(save, file)
-        return left
-
-    async def _drain(self, parts: _Parts) -> Sequence[OpenFile]:
-        left = await self._save_all(parts.filesystem)
-        for file in left:
-            path = file.keep()
-            log.error("%s: its unsaved bytes are kept in %s", file.inode.name, path)
-        return left
-
     # -- commands --------------------------------------------------------------------------
 
     def _handlers(self, parts: _Parts) -> Mapping[str, control.Handler]:
@@ -402,10 +421,14 @@ class Daemon:
         async def umount(request: Mapping[str, object], progress: Progress) -> object:
             return await self._umount(parts, request, progress)
 
+        async def recover(request: Mapping[str, object], progress: Progress) -> object:
+            return await self._recover(parts, request)
+
         return {
             "hello": control.hello(self._config.mountpoint, self._source),
             "status": status,
             "sync": sync,
+            "recover": recover,
             "umount": umount,
         }
 
@@ -434,9 +457,22 @@ class Daemon:
         await self._push_pages()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_progress, parts, progress)
-            left = await self._save_all(parts.filesystem)
+            left = await save_all(parts.filesystem)
             nursery.cancel_scope.cancel()
         return {"left": [os.fsdecode(file.inode.name) for file in left]}
+
+    async def _recover(self, parts: _Parts, request: Mapping[str, object]) -> object:
+        workshop, names = parts.workshop, request.get("names")
+        if not isinstance(names, list):
+            raise MountError("the names of the files are missing", 1)
+        keeper = Keeper(
+            parts.client, parts.journal, workshop.grid, attributes=self._config.attributes
+        )
+        result = await act(keeper, str(request.get("action")), [str(name) for name in names])
+        for key in result["done"]:
+            above, _, segment = key.rpartition("/")
+            parts.filesystem.cache.drop(f"{above}/" if above else "", segment)
+        return result
 
     async def _tell_progress(self, parts: _Parts, progress: Progress) -> None:
         while True:

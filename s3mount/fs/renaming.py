@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from s3mount.fs.inodes import Inode
 from s3mount.fs.names import FOLDER
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.tree import TreeMover
-from s3mount.s3.store import ObjectStore
+from s3mount.s3.store import ALWAYS, ObjectStore
+from s3mount.write.journal import Journal
 
 RENAME_NOREPLACE = 1
 
@@ -22,10 +24,10 @@ RENAME_NOREPLACE = 1
 class Renamer:
     """rename(2) on a `FileSystem`: server-side copies, then deletions."""
 
-    def __init__(self, filesystem: FileSystem, store: ObjectStore) -> None:
+    def __init__(self, filesystem: FileSystem, store: ObjectStore, journal: Journal) -> None:
         self._fs = filesystem
         self._store = store
-        self._mover = TreeMover(store)
+        self._mover = TreeMover(store, journal)
 
     async def rename(
         self, parent_number: int, name: bytes, new_parent_number: int, new_name: bytes, flags: int
@@ -89,6 +91,9 @@ class Renamer:
         self, source: Inode, replaced: OpenFile | None, parent: Inode, name: bytes, segment: str
     ) -> None:
         file = await self._fs.file_of(source)
+        if file.acknowledged and not file.stored_key and not file.lock.locked():
+            await self._rename_waiting(file, target, replaced, parent, name, segment)
+            return
         file.handles += 1
         old = (source.parent, source.name, source.segment)
         assert old[0] is not None
@@ -111,6 +116,34 @@ class Renamer:
         finally:
             file.handles -= 1
             self._fs.open_files.settle(file)
+
+    async def _rename_waiting(
+        self,
+        file: OpenFile,
+        target: Inode | None,
+        replaced: OpenFile | None,
+        parent: Inode,
+        name: bytes,
+        segment: str,
+    ) -> None:
+        """Rename a file that only the journal has: no request to the store."""
+        source = file.inode
+        assert source.parent is not None
+        old_parent, old_segment = source.parent, source.segment
+        # No checkpoint between these: both names change for everybody at once.
+        self._fs.inodes.move(source, parent, name, segment)
+        file.attributes = replace(file.attributes, ctime_ns=time.time_ns())
+        file.condition = ALWAYS
+        if target is not None:
+            # Where the store has something, it is ours to remove with this name.
+            file.stored_key = replaced.stored_key if replaced is not None else source.key
+        with contextlib.suppress(OSError):  # Then `make_safe` finds another way.
+            file.note()
+        if replaced is not None:
+            replaced.detach()
+            self._fs.open_files.settle(replaced)
+        self._fs.cache.put(old_parent.prefix, old_segment, Absent(self._fs.cache.clock()))
+        await self._fs.open_files.make_safe(file)
 
     async def _rename_directory(
         self, source: Inode, target: Inode | None, parent: Inode, name: bytes, segment: str

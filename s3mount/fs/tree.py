@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import errno
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import trio
 
-from s3mount.errors import NotFound, StoreError
+from s3mount.errors import NotFound, PosixError, StoreError
 from s3mount.s3.store import (
     ALWAYS,
     MAX_COPY_SIZE,
@@ -15,17 +19,28 @@ from s3mount.s3.store import (
     Precondition,
     Stored,
 )
+from s3mount.write.journal import Journal
+from s3mount.write.notes import UploadNote, forget
+from s3mount.write.records import COPYING, DELETING, TreeRecord, UploadRecord
 
+log = logging.getLogger(__name__)
+
+CLOCK_LEEWAY = 60.0  # Seconds.
 PARALLEL_COPIES = 32
 DELETE_BATCH = 1000  # S3's limit of DeleteObjects.
 COPY_PART_SIZE = 1 << 30
 
 
 class TreeMover:
-    """Copies all objects under a prefix to another one, and then deletes them."""
+    """Copies all objects under a prefix to another one, and then deletes them.
 
-    def __init__(self, store: ObjectStore) -> None:
+    The journal hears of it first, so that after a crash the next mount brings it to its end
+    (`finish`), and the tree is whole under one name.
+    """
+
+    def __init__(self, store: ObjectStore, journal: Journal) -> None:
         self._store = store
+        self._journal = journal
 
     async def move(self, old: str, new: str) -> dict[str, str]:
         """Move everything under *old* to *new*; the new ETags by new key.
@@ -35,14 +50,63 @@ class TreeMover:
         """
         objects = [listed async for page in self._pages(old) for listed in page]
         moved: dict[str, str] = {}
+        note = await self._intend(TreeRecord(old, new, COPYING, time.time()))
         try:
             await self._copy_all(objects, old, new, moved)
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
                 await self._store.delete_many(list(moved))
+                forget(self._journal, note)
             raise
+        await self._intend(TreeRecord(old, new, DELETING, time.time()), note)
         await self._delete_tree([listed.key for listed in objects], old)
+        forget(self._journal, note)
         return moved
+
+    async def _intend(self, record: TreeRecord, name: str = "") -> str:
+        """Write down what is about to be done, and return the name of the record."""
+        name = name or secrets.token_hex(8)
+        try:
+            self._journal.put(name, record.fields())
+            await self._journal.commit()
+        except OSError as error:
+            if record.phase == COPYING:
+                log.error("%s is not renamed: the journal cannot be written: %s", record.old, error)
+                raise PosixError(error.errno or errno.EIO) from error
+        return name
+
+    async def finish(self, name: str, record: TreeRecord) -> None:
+        """Bring a renaming to its end that a crash has interrupted.  Raises `StoreError`.
+
+        What somebody has written under the old name after that stays there.
+        """
+        old, new = record.old, record.new
+        there = {o.key: o async for page in self._pages(new) for o in page}
+        here = [listed async for page in self._pages(old) for listed in page]
+        if record.phase == DELETING:
+            # The clocks of the store and of this machine may differ by a little.
+            latest = int((record.time + CLOCK_LEEWAY) * 1e9)
+            here = [listed for listed in here if listed.modified_ns <= latest]
+        else:
+            await self._copy_missing(here, there, old, new)
+            await self._intend(TreeRecord(old, new, DELETING, time.time()), name)
+        await self._delete_tree([listed.key for listed in here], old)
+        forget(self._journal, name)
+
+    async def _copy_missing(
+        self,
+        here: Sequence[ListedObject],
+        there: Mapping[str, ListedObject],
+        old: str,
+        new: str,
+    ) -> None:
+        missing = []
+        for listed in here:
+            copy = there.get(new + listed.key[len(old) :])
+            # A copy that is younger than its source has all that the source had.
+            if copy is None or copy.modified_ns <= listed.modified_ns:
+                missing.append(listed)
+        await self._copy_all(missing, old, new, {})
 
     async def _delete_tree(self, keys: Sequence[str], prefix: str) -> None:
         """Delete the objects of a tree, the directories last and from the inside out.
@@ -94,7 +158,9 @@ class TreeMover:
             for listed in queue:
                 target = new + listed.key[len(old) :]
                 try:
-                    moved[target] = (await copy_object(self._store, listed, target)).etag
+                    moved[target] = (
+                        await copy_object(self._store, self._journal, listed, target)
+                    ).etag
                 except StoreError as error:
                     errors.append(error)
                     nursery.cancel_scope.cancel()
@@ -107,7 +173,11 @@ class TreeMover:
 
 
 async def copy_object(
-    store: ObjectStore, source: ListedObject, target: str, condition: Precondition = ALWAYS
+    store: ObjectStore,
+    journal: Journal,
+    source: ListedObject,
+    target: str,
+    condition: Precondition = ALWAYS,
 ) -> Stored:
     """Copy one object with its metadata, in parts where it is too large for one request."""
     if source.size <= MAX_COPY_SIZE:
@@ -121,7 +191,9 @@ async def copy_object(
             # SeaweedFS shows the marker of a directory everywhere, and cannot copy it.
             headers = await _headers(store, source.key)
             return await store.put(target, [], headers=headers, condition=condition)
-    upload_id = await store.create_upload(target, headers=await _headers(store, source.key))
+    headers = await _headers(store, source.key)
+    upload_id = await store.create_upload(target, headers=headers)
+    note = UploadNote(journal, UploadRecord(target, upload_id, headers))
     try:
         parts = [
             await store.copy_part(
@@ -135,11 +207,14 @@ async def copy_object(
             )
             for number, start in enumerate(range(0, source.size, COPY_PART_SIZE), 1)
         ]
-        return await store.complete_upload(target, upload_id, parts, condition=condition)
+        stored = await store.complete_upload(target, upload_id, parts, condition=condition)
     except BaseException:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
             await store.abort_upload(target, upload_id)
+            note.done()
         raise
+    note.done()
+    return stored
 
 
 async def _headers(store: ObjectStore, key: str) -> dict[str, str]:
