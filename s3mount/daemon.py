@@ -35,6 +35,7 @@ from s3mount.fs.renaming import Renamer
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.xattrs import Xattrs
 from s3mount.fuse import FuseOperations
+from s3mount.journaling import describe
 from s3mount.kernel import KernelMount, MountOptions, open_files
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
@@ -174,23 +175,9 @@ class Daemon:
 
     async def _open_journal(self, client: S3Client) -> MountJournal:
         config = self._config
-        identity = f"{client.settings.url}\0{config.bucket}\0{config.prefix}"
-        about = {
-            "endpoint": client.settings.url,
-            "region": client.settings.region,
-            "path_style": not client.settings.virtual_host,
-            "profile": config.profile,
-            "bucket": config.bucket,
-            "prefix": config.prefix,
-            "part_size": config.part_size,
-            "attributes": config.attributes,
-            "mountpoint": str(config.mountpoint),
-            "no_sign_request": config.no_sign_request,
-            "ca_bundle": str(config.ca_bundle) if config.ca_bundle else None,
-            "verify_ssl": not config.no_verify_ssl,
-            "insecure_http": config.insecure_http,
-        }
-        slots = Slots(config.state_dir, identity)
+        at = client.settings
+        about = describe(config, endpoint=at.url, region=at.region, path_style=not at.virtual_host)
+        slots = Slots(config.state_dir, f"{at.url}\0{config.bucket}\0{config.prefix}")
         return await MountJournal.open(
             slots, checksum.function("crc64nvme"), about, adopt=not config.ro
         )

@@ -34,6 +34,7 @@ LAYERS = (
         "s3mount.config",
         "s3mount.control",
         "s3mount.controlclient",
+        "s3mount.journaling",
         "s3mount.kernel",
         "s3mount.logs",
         "s3mount.mounts",

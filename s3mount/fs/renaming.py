@@ -78,21 +78,30 @@ class Renamer:
             raise PosixError(errno.EISDIR)
         replaced = self._fs.files.get(target) if target is not None else None
         if replaced is None:
-            await self._move_file(source, None, parent, name, segment)
+            shadowed = "" if target is None else target.key
+            await self._move_file(source, None, shadowed, parent, name, segment)
             return
         await replaced.keep_content()
         try:
             async with replaced.lock:  # What it saves meanwhile would undo the rename.
-                await self._move_file(source, replaced, parent, name, segment)
+                shadowed = replaced.stored_key
+                await self._move_file(source, replaced, shadowed, parent, name, segment)
         finally:
             self._fs.open_files.settle(replaced)
 
     async def _move_file(
-        self, source: Inode, replaced: OpenFile | None, parent: Inode, name: bytes, segment: str
+        self,
+        source: Inode,
+        replaced: OpenFile | None,
+        shadowed: str,
+        parent: Inode,
+        name: bytes,
+        segment: str,
     ) -> None:
+        """Move a file; *shadowed* is the key of the object that the store has at the new name."""
         file = await self._fs.file_of(source)
         if file.acknowledged and not file.stored_key and not file.lock.locked():
-            await self._rename_waiting(file, target, replaced, parent, name, segment)
+            await self._rename_waiting(file, replaced, shadowed, parent, name, segment)
             return
         file.handles += 1
         old = (source.parent, source.name, source.segment)
@@ -120,8 +129,8 @@ class Renamer:
     async def _rename_waiting(
         self,
         file: OpenFile,
-        target: Inode | None,
         replaced: OpenFile | None,
+        shadowed: str,
         parent: Inode,
         name: bytes,
         segment: str,
@@ -134,14 +143,11 @@ class Renamer:
         self._fs.inodes.move(source, parent, name, segment)
         file.attributes = replace(file.attributes, ctime_ns=time.time_ns())
         file.condition = ALWAYS
-        if target is not None:
-            # Where the store has something, it is ours to remove with this name.
-            file.stored_key = replaced.stored_key if replaced is not None else source.key
+        file.stored_key = shadowed  # Ours to remove with this name.
         with contextlib.suppress(OSError):  # Then `make_safe` finds another way.
             file.note()
         if replaced is not None:
             replaced.detach()
-            self._fs.open_files.settle(replaced)
         self._fs.cache.put(old_parent.prefix, old_segment, Absent(self._fs.cache.clock()))
         await self._fs.open_files.make_safe(file)
 
