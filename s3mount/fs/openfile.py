@@ -123,8 +123,8 @@ class OpenFile(FileBytes):
         self._upload = None
         self._running.clear()
         self._generation += 1
-        self._drop_staged()
         self.forget_record()
+        self._drop_staged()
         self.stored_attributes = attributes if declared is None else None
         self.unsaved_attributes = self.attributes != attributes or (
             declared is not None and self._differs(declared)
@@ -256,7 +256,9 @@ class OpenFile(FileBytes):
 
     def _drop_staged(self) -> None:
         if self._staged is not None:
-            self._staged.close(self._workshop.journal.discard if self.record else Path.unlink)
+            # What the journal speaks of is removed when it does so no more, on the disk.
+            secured = bool(self._staged.secured)
+            self._staged.close(self._workshop.journal.discard if secured else Path.unlink)
             self._staged = None
 
     # -- the journal -----------------------------------------------------------------------
@@ -343,7 +345,7 @@ class OpenFile(FileBytes):
 
         Raises `OSError` when the disk does not take them.
         """
-        if self._staged is None and self.base is not None:
+        if self._staged is None and not self.record:
             return
         with trio.CancelScope(shield=True):
             if self._recorded is not None and self._recorded[0] == self._generation:

@@ -211,3 +211,39 @@ def test_a_conflict_is_kept_for_people(
     assert gone.returncode == 0, gone.stdout
     assert "nothing is kept" in run_command(options, waiting.environment, 30).stdout
     assert body_of(s3, bucket, "file") == b"theirs"
+
+
+def test_what_was_kept_is_uploaded_by_the_daemon_that_has_it(
+    waiting: Mount, mount: Mounter, s3, bucket: Bucket, state: Path
+):
+    body = os.urandom(3 * MIB)
+    descriptor = os.open(waiting.path / "file", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    os.write(descriptor, body)
+    os.close(descriptor)
+    s3.put_object(Bucket=bucket.name, Key="file", Body=b"theirs")
+    mount.expect_log("recover")
+    wait_until(lambda: "recover" in waiting.log)
+    assert (waiting.path / "file").read_bytes() == b"theirs"
+    options = ["recover", bucket.name, "--state-dir", str(state)]
+    done = run_command([*options, "--upload"], waiting.environment, 60)
+    assert done.returncode == 0, done.stdout
+    assert "uploaded: file" in done.stdout
+    assert body_of(s3, bucket, "file") == body
+    assert "nothing is kept" in run_command(options, waiting.environment, 30).stdout
+
+
+@pytest.mark.parametrize("size", [0, 1000, 20 * MIB])
+def test_what_a_dead_daemon_left_is_uploaded_without_one(
+    waiting: Mount, s3, bucket: Bucket, state: Path, size: int
+):
+    body = os.urandom(size)
+    (waiting.path / "file").write_bytes(body)
+    waiting.kill()
+    options = ["recover", bucket.name, "--state-dir", str(state)]
+    listed = run_command(options, waiting.environment, 30)
+    assert "waits for the next mount" in listed.stdout
+    done = run_command([*options, "--upload"], waiting.environment, 60)
+    assert done.returncode == 0, done.stdout
+    assert body_of(s3, bucket, "file") == body
+    assert "nothing is kept" in run_command(options, waiting.environment, 30).stdout
+    assert not list(state.rglob("slot-*"))
