@@ -232,7 +232,7 @@ def test_moving_the_log_changes_nothing(tmp_path_factory, steps):
     trio.run(run)
 
 
-async def test_a_full_disk_is_told_and_told_again(folder: int, monkeypatch):
+async def test_a_full_disk_is_told_and_told_again(folder: int, monkeypatch, expect_log):
     journal = Journal(folder, CRC)
     journal.create()
 
@@ -240,8 +240,10 @@ async def test_a_full_disk_is_told_and_told_again(folder: int, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
+    journal.put("a", {})
+    expect_log("the journal cannot be written")
     with pytest.raises(OSError, match="No space"):
-        journal.put("a", {})
+        await journal.commit()
     monkeypatch.undo()
     with pytest.raises(OSError, match="No space"):
         journal.put("b", {})
@@ -312,8 +314,9 @@ async def open_journal(state: Path, *, adopt: bool = True) -> MountJournal:
     return await MountJournal.open(Slots(state, "store"), CRC, {"bucket": "b"}, adopt=adopt)
 
 
-def crash(mine: MountJournal) -> None:
-    """Leave everything as a killed daemon would."""
+async def crash(mine: MountJournal) -> None:
+    """Leave everything as a daemon would that was killed a moment later."""
+    await mine.journal.commit()
     mine.journal.close()
     mine.slot.release()
 
@@ -331,7 +334,7 @@ async def test_check_32_no_two_mounts_share_a_slot(tmp_path: Path):
     other = await open_journal(tmp_path)
     assert other.slot.path != one.slot.path
     assert not other.left.files
-    crash(one)
+    await crash(one)
     third = await open_journal(tmp_path)
     assert set(third.left.files) == {"a"}
     assert not one.slot.path.exists()
@@ -351,17 +354,17 @@ async def test_the_next_mount_takes_over_bytes_and_records(tmp_path: Path):
     one.journal.put("up", UploadRecord("k", "id", {}).fields())
     one.journal.put("tree", TreeRecord("a/", "b/", COPYING, 1.0).fields())
     staged.leave()
-    crash(one)
+    await crash(one)
     two = await open_journal(tmp_path)
     assert set(two.left.files) == {"big", "small"}
     assert two.left.blobs["small"] == b"bytes"
     assert set(two.left.uploads) == {"up"}
     assert set(two.left.trees) == {"tree"}
     assert (two.slot.staged / record.staged).stat().st_size == 3 * MIB
-    crash(two)
+    await crash(two)
     three = await open_journal(tmp_path)
     assert set(three.left.uploads) == {"up"}
-    crash(three)
+    await crash(three)
 
 
 async def test_of_two_versions_of_a_name_the_last_one_holds(tmp_path: Path):
@@ -369,10 +372,10 @@ async def test_of_two_versions_of_a_name_the_last_one_holds(tmp_path: Path):
     one.journal.put("old", file_record(time=1.0).fields())
     one.journal.put("new", file_record(time=2.0).fields())
     one.journal.put("lost", file_record(time=3.0, state=FAILED).fields())
-    crash(one)
+    await crash(one)
     two = await open_journal(tmp_path)
     assert set(two.left.files) == {"new", "lost"}
-    crash(two)
+    await crash(two)
 
 
 async def test_check_30_damage_behind_a_record_makes_it_a_matter_for_people(
@@ -386,7 +389,7 @@ async def test_check_30_damage_behind_a_record_makes_it_a_matter_for_people(
     data = bytearray(log.read_bytes())
     data[data.index(b'"id":"b"') + 20] ^= 1
     log.write_bytes(data)
-    crash(one)
+    await crash(one)
     expect_log("this journal is damaged")
     expect_log("the damaged journal is kept in")
     two = await open_journal(tmp_path)
@@ -396,7 +399,7 @@ async def test_check_30_damage_behind_a_record_makes_it_a_matter_for_people(
         "d": PENDING,
     }
     assert [path for path in two.slot.path.parent.iterdir() if path.name.startswith(DAMAGED)]
-    crash(two)
+    await crash(two)
 
 
 async def test_check_47_a_journal_that_others_can_read_is_refused(tmp_path: Path):

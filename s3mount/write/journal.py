@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Fields = Mapping[str, object]
 
 NAME, CHANGE, REMOVE = "id", "change", "remove"
-LAZY = 0.05  # Seconds until what nobody waits for is on the disk, too.
+LAZY = 0.01  # Seconds until what nobody waits for is on the disk, too.
 # Seconds.  A disk that answers sooner is waited for where we are: a thread takes longer.  When it
 # was slow once, threads wait for it for a while.
 SLOW, PATIENCE = 0.0005, 1.0
@@ -93,9 +93,8 @@ def replay(scan: Scan) -> Contents:
 class Journal:
     """The records of this mount, in a log of its own.
 
-    `put`, `change` and `remove` write to the page cache at once, which outlives the daemon;
-    whoever promises more waits for `commit`.  They raise `OSError` when the disk fails, and
-    from then on always: what the disk has by then is not known.
+    What `put`, `change` and `remove` say is on the disk soon; whoever promises something waits for
+    `commit`.  They raise `OSError` when the disk has failed: what it has by then is not known.
     """
 
     def __init__(
@@ -166,11 +165,7 @@ class Journal:
         self._lazy.unpark_all()
 
     def _append(self, number: int, name: str, text: bytes, blob: bytes, what: str) -> None:
-        try:
-            place = self._log.append(number, self._durable, text, blob)
-        except OSError as error:
-            self._failure = error
-            raise
+        place = self._log.append(number, self._durable, text, blob)
         if what != CHANGE:
             self._live_size -= sum(old.size for old in self._live.pop(name, ()))
         if what != REMOVE:
@@ -198,6 +193,8 @@ class Journal:
                 await self._compact()
             reached = self._number
             self.syncs += 1
+            if self._log.needs_fill:
+                await trio.to_thread.run_sync(self._log.fill)
             began = time.perf_counter()
             if self._fast:
                 self._log.sync()
