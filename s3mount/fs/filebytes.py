@@ -104,6 +104,11 @@ class FileBytes(ABC):
         return self.lock.locked() or self._upload is not None
 
     @property
+    def upload_id(self) -> str:
+        """The store's name of the upload that parts leave into; empty when there is none."""
+        return self._upload.id if self._upload is not None else ""
+
+    @property
     def unsaved_bytes(self) -> int:
         """How many bytes have to be sent, about."""
         return self._staged.extents.total if self._staged is not None else 0

@@ -18,6 +18,7 @@ from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ALWAYS, ObjectInfo
 from s3mount.write.keeper import restored
 from s3mount.write.notes import forget
+from s3mount.write.orphans import abort_unnamed
 from s3mount.write.records import PENDING, FileRecord, UploadRecord
 from s3mount.write.resuming import verified_parts
 from s3mount.write.takeover import Left
@@ -93,7 +94,9 @@ class Recovery:
                 nursery.start_soon(self._finish, file, record, upload, slots)
             kept = {file.record for file, _ in self._files}
             for name, orphan in self._left.uploads.items():
-                if orphan.file not in kept:
+                if not orphan.upload:
+                    nursery.start_soon(self._abort_unnamed, name, orphan, slots)
+                elif orphan.file not in kept:
                     nursery.start_soon(self._abort, name, orphan, slots)
 
     async def _finish(
@@ -155,6 +158,18 @@ class Recovery:
                 forget(self._workshop.journal, name)  # The upload has a record of its own now.
                 return
         await self._abort(name, upload, None)
+
+    async def _abort_unnamed(
+        self, name: str, intended: UploadRecord, slots: trio.CapacityLimiter
+    ) -> None:
+        async with slots:
+            if await abort_unnamed(self._store, intended, self._named_uploads):
+                forget(self._workshop.journal, name)
+
+    def _named_uploads(self) -> set[str]:
+        """Uploads that have a record, or are being made by now."""
+        recorded = {record.upload for record in self._left.uploads.values()}
+        return recorded | {file.upload_id for file in self._fs.files.values()}
 
     async def _abort(
         self, name: str, upload: UploadRecord, slots: trio.CapacityLimiter | None

@@ -20,8 +20,8 @@ from s3mount.s3.store import (
     Stored,
 )
 from s3mount.write.journal import Journal
-from s3mount.write.notes import UploadNote, forget
-from s3mount.write.records import COPYING, DELETING, TreeRecord, UploadRecord
+from s3mount.write.notes import begin_upload, forget
+from s3mount.write.records import COPYING, DELETING, TreeRecord
 
 log = logging.getLogger(__name__)
 
@@ -192,8 +192,7 @@ async def copy_object(
             headers = await _headers(store, source.key)
             return await store.put(target, [], headers=headers, condition=condition)
     headers = await _headers(store, source.key)
-    upload_id = await store.create_upload(target, headers=headers)
-    note = UploadNote(journal, UploadRecord(target, upload_id, headers))
+    upload_id, note = await begin_upload(store, journal, target, headers)
     try:
         parts = [
             await store.copy_part(

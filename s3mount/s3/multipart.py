@@ -28,6 +28,7 @@ from s3mount.s3.store import (
     Body,
     Capabilities,
     ListedPart,
+    ListedUpload,
     PartDone,
     Precondition,
     Stored,
@@ -236,6 +237,22 @@ class MultipartUploads(BucketReader):
         return [
             None if part.crc is None else (element, checksum.encode(algorithm, part.crc))
             for part in parts
+        ]
+
+    async def list_uploads(self, key: str) -> Sequence[ListedUpload]:
+        """The unfinished uploads of *key*; see `ObjectStore.list_uploads`."""
+        full = self.prefix + key
+        query = canonical_query([("prefix", full), ("uploads", "")])
+        request = Request("ListMultipartUploads", "GET", full, self._bucket_path(), query)
+        listed = read_answer(request, xml.upload_page, await self._calls.call(request))
+        return [
+            ListedUpload(
+                fields["UploadId"],
+                xml.modified_ns(fields.get("Initiated", "")),
+                fields.get("ChecksumAlgorithm", "").lower(),
+            )
+            for fields in listed
+            if fields.get("Key") == full and fields.get("UploadId")
         ]
 
     async def list_parts(self, key: str, upload_id: str) -> Sequence[ListedPart]:

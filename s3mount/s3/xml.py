@@ -261,6 +261,15 @@ def part_page(body: bytes) -> PartPage:
     return PartPage(parts, following if truncated else "")
 
 
+def upload_page(body: bytes) -> list[dict[str, str]]:
+    """Read the answer of ListMultipartUploads: the fields of each upload."""
+    root, namespace = _parse_as(body, "ListMultipartUploadsResult")
+    return [
+        {child.tag[len(namespace) :]: child.text or "" for child in item}
+        for item in root.findall(f"{namespace}Upload")
+    ]
+
+
 def delete_failures(body: bytes) -> list[Failure]:
     """Read what DeleteObjects could not delete."""
     root, namespace = _parse_as(body, "DeleteResult")

@@ -129,6 +129,10 @@ class Journal:
         """Whether no record is left."""
         return not self._live
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a record of this name."""
+        return name in self._live
+
     @property
     def size(self) -> int:
         """Bytes of the log that are written."""

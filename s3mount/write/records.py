@@ -134,13 +134,15 @@ class FileRecord:
 class UploadRecord:
     """A multipart upload that was begun with these headers.
 
-    `file` names the record of the file it is for, if that has one.
+    `upload` is empty while the store has not told its name: it may have begun one, since `time`
+    (epoch).  `file` names the record of the file it is for, if that has one.
     """
 
     key: str
     upload: str
     headers: Mapping[str, str]
     file: str = ""
+    time: float = 0.0
 
     def fields(self) -> dict[str, object]:
         """As it stands in the journal."""
@@ -155,6 +157,7 @@ class UploadRecord:
                 _text(fields["upload"]),
                 _headers(fields["headers"]) or {},
                 _text(fields["file"]),
+                _time(fields["time"]),
             )
         except (KeyError, AttributeError) as error:
             raise ValueError(f"not a record of an upload: {error!r}") from error

@@ -18,7 +18,7 @@ from s3mount.s3.store import (
 )
 from s3mount.write.extents import ByteRange, Part
 from s3mount.write.journal import Journal
-from s3mount.write.notes import UploadNote
+from s3mount.write.notes import UploadNote, begin_upload
 from s3mount.write.records import SentPart, UploadRecord
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,9 @@ class Upload:
 
     def resume(self, upload: str, sent: Sequence[SentPart]) -> None:
         """Go on with an upload that was begun earlier, and has these parts."""
-        self._take_id(upload)
+        self._id = upload
+        record = UploadRecord(self.key, upload, self.headers, self._file)
+        self._note = UploadNote(self._journal, record)
         for part in sent:
             self._early[ByteRange(part.start, part.stop)] = part.done()
 
@@ -151,11 +153,6 @@ class Upload:
         if self._note is not None:
             self._note.done()
             self._note = None
-
-    def _take_id(self, upload: str) -> None:
-        self._id = upload
-        record = UploadRecord(self.key, upload, self.headers, self._file)
-        self._note = UploadNote(self._journal, record)
 
     async def abort(self) -> None:
         """Give the upload up; failures are only logged, since nobody can do more."""
@@ -172,10 +169,14 @@ class Upload:
     async def _begin(self) -> None:
         async with self._beginning:
             if not self._id:
-                upload = await self._store.create_upload(
-                    self.key, headers=self.headers, copies=self._copies
+                self._id, self._note = await begin_upload(
+                    self._store,
+                    self._journal,
+                    self.key,
+                    self.headers,
+                    copies=self._copies,
+                    file=self._file,
                 )
-                self._take_id(upload)
 
     async def _send_early(
         self,

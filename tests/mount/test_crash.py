@@ -5,8 +5,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -40,6 +40,19 @@ def body_of(s3, bucket: Bucket, key: str) -> bytes:
 def uploads_of(s3, bucket: Bucket) -> list[str]:
     found = s3.list_multipart_uploads(Bucket=bucket.name).get("Uploads", ())
     return [one["Key"] for one in found]
+
+
+@contextmanager
+def writing(path: Path, size: int) -> Iterator[None]:
+    """A file that is being written: the daemon has its bytes, and nobody has closed it."""
+    with path.open("wb") as file:
+        file.write(os.urandom(size))
+        file.flush()
+        # The kernel would keep them for half a minute.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield
+        with suppress(OSError):
+            file.close()
 
 
 def requests_for(proxy, operation: str) -> int:
@@ -108,18 +121,36 @@ def test_check_3_an_overwritten_file_is_the_old_or_the_new(again, s3, bucket: Bu
 def test_check_4_uploads_that_nobody_will_complete_are_aborted(again, s3, bucket: Bucket, options):
     theirs = s3.create_multipart_upload(Bucket=bucket.name, Key="theirs")
     one = again("--part-size", "5M", "-o", "writeback_limit=1M", *options)
-    with (one.path / "file").open("wb") as file:
-        file.write(os.urandom(40 * MIB))
-        file.flush()
+    with writing(one.path / "file", 40 * MIB):
         wait_for(lambda: "file" in uploads_of(s3, bucket))
         os.kill(one.process_id, signal.SIGKILL)
-        with suppress(OSError):
-            file.close()
     one.kill()
     again(*options)
-    wait_for(lambda: uploads_of(s3, bucket) == ["theirs"])
+    # Ten seconds, if the daemon was killed before it heard of its upload.
+    wait_for(lambda: uploads_of(s3, bucket) == ["theirs"], 40)
     assert keys_of(bucket, s3) == []
     s3.abort_multipart_upload(Bucket=bucket.name, Key="theirs", UploadId=theirs["UploadId"])
+
+
+def test_check_4_an_upload_that_only_the_store_knows_is_aborted(
+    again, s3, bucket: Bucket, proxy, tmp_path: Path
+):
+    where = {"Bucket": bucket.name, "Key": "file"}
+    theirs = s3.create_multipart_upload(**where)["UploadId"]
+    s3.upload_part(**where, UploadId=theirs, PartNumber=1, Body=b"in use")
+    hang = proxy.inject(Hang(Point.ANSWER), operation="CreateMultipartUpload", path="/file$")
+    one = again("--part-size", "5M", url=proxy.url)
+    with writing(one.path / "file", 40 * MIB):
+        wait_for(lambda: hang.hits > 0 and len(uploads_of(s3, bucket)) == 2)
+        os.kill(one.process_id, signal.SIGKILL)
+    one.kill()
+    proxy.clear()
+    two = again(url=proxy.url)
+    wait_for(lambda: len(uploads_of(s3, bucket)) == 1, 40)
+    assert s3.list_parts(**where, UploadId=theirs)["Parts"]
+    assert two.umount() == 0
+    assert not list(tmp_path.rglob("slot-*"))
+    s3.abort_multipart_upload(**where, UploadId=theirs)
 
 
 def test_an_upload_in_parts_is_resumed(again, s3, bucket: Bucket, proxy):
