@@ -75,12 +75,12 @@ def _parse_any(body: bytes) -> tuple[ET.Element, str]:
     return root, namespace + brace
 
 
-def _parse_as(body: bytes, name: str) -> tuple[ET.Element, str]:
-    """Parse a body whose root is *name*."""
+def _parse_as(body: bytes, *names: str) -> tuple[ET.Element, str]:
+    """Parse a body whose root is one of *names*."""
     root, namespace = _parse_any(body)
     local = root.tag[len(namespace) :]
-    if local != name:
-        raise Malformed(f"it is {local[:40]!r}, not {name!r}")
+    if local not in names:
+        raise Malformed(f"it is {local[:40]!r}, not {names[0]!r}")
     return root, namespace
 
 
@@ -251,7 +251,7 @@ class PartPage(NamedTuple):
 
 def part_page(body: bytes) -> PartPage:
     """Read the answer of ListParts."""
-    root, namespace = _parse_as(body, "ListPartsResult")
+    root, namespace = _parse_as(body, "ListPartsResult", "ListPartsResponse")  # As moto says.
     parts = [
         {child.tag[len(namespace) :]: child.text or "" for child in item}
         for item in root.findall(f"{namespace}Part")
