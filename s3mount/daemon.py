@@ -7,7 +7,6 @@ import gc
 import logging
 import math
 import os
-import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -22,9 +21,10 @@ from s3mount.cache.disk import BlockDisk
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import MetaCache
 from s3mount.config import Config
+from s3mount.ending import Ending
 from s3mount.errors import MountError, StoreError, WrongRegion
 from s3mount.fs.changing import Changer
-from s3mount.fs.draining import drain, save_all
+from s3mount.fs.draining import save_all
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.names import MAX_KEY, key_size
 from s3mount.fs.namespace import Namespace
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 2 << 20  # What the kernel asks for in advance; see benchmarks/README.md.
 ENTRY_COST = 600  # Bytes of memory that one cached name takes, about.
 ANSWER_TIMEOUT = 20.0  # Seconds for the mount to answer its first request.
-BUSY_PATIENCE = 2.0  # Seconds in which whoever keeps the mount busy may let go of it.
+FORCE_PATIENCE = 5.0  # Seconds for uploads before an unmounting that is to happen in any case.
 
 GC_THRESHOLDS = 50_000, 20, 100
 
@@ -102,7 +102,6 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._source = config.bucket + ("/" + config.prefix.rstrip("/") if config.prefix else "")
-        self._stopping = False
         self._ended = trio.Event()
         self._disk = self._make_disk()
         flags = set(config.mount_flags) | ({"ro"} if config.ro else set())
@@ -114,6 +113,12 @@ class Daemon:
                 allow_other=config.allow_other,
                 allow_root=config.allow_root,
             ),
+        )
+        self._ending = Ending(
+            self._kernel,
+            config.mountpoint,
+            limit=config.shutdown_timeout,
+            page_patience=config.timeout,
         )
 
     def _make_disk(self) -> BlockDisk | None:
@@ -163,13 +168,14 @@ class Daemon:
         if self._disk is not None:
             background.start_soon(self._disk.run)
         background.start_soon(journal.journal.run)
-        parts = self._build(client, journal, background)
+        work = await background.start(self._ending.hold)
+        parts = self._build(client, journal, background, work)
         await parts.index.open()
         background.start_soon(parts.index.run)
         recovery = Recovery(parts.filesystem, parts.workshop, journal.left)
         await recovery.prepare()
-        background.start_soon(recovery.run)
-        left = await self._serve(parts)
+        work.start_soon(recovery.run)
+        left = await self._serve(parts, background)
         await parts.index.close()
         return left
 
@@ -237,7 +243,13 @@ class Daemon:
                 self._source,
             )
 
-    def _build(self, client: S3Client, journal: MountJournal, background: trio.Nursery) -> _Parts:
+    def _build(
+        self,
+        client: S3Client,
+        journal: MountJournal,
+        background: trio.Nursery,
+        work: trio.Nursery,
+    ) -> _Parts:
         config = self._config
         staged = journal.slot.staged
         limit = config.writeback_limit if config.writeback and not config.ro else 0
@@ -272,7 +284,7 @@ class Daemon:
             blocks=blocks,
             staging=StagingDirectory(staged, journal.checksum, follow=config.writeback),
             budget=budget,
-            nursery=background,
+            nursery=work,
             grid=PartGrid(config.part_size),
             checksum=checksum.function(client.capabilities.checksum),
             max_window=window,
@@ -317,7 +329,7 @@ class Daemon:
 
     # -- serving ---------------------------------------------------------------------------
 
-    async def _serve(self, parts: _Parts) -> Sequence[OpenFile]:
+    async def _serve(self, parts: _Parts, background: trio.Nursery) -> Sequence[OpenFile]:
         """Mount, serve until unmounted, and return the files that could not be saved."""
         self._kernel.mount(parts.operations, relay=not self._config.no_fast_init)
         try:
@@ -325,10 +337,9 @@ class Daemon:
                 await self._kernel.greet()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_unmounted, nursery.cancel_scope)
-                await self._get_ready(parts, nursery)
+                await self._get_ready(parts, nursery, background)
             notify.stopping("saving what is not in the store yet")
-            with trio.CancelScope(shield=True):
-                left = await drain(parts.filesystem, self._config.shutdown_timeout)
+            left = await self._ending.drain(parts.filesystem)
         except trio.TooSlowError as error:
             raise MountError("the mount did not answer its first request", 2) from error
         finally:
@@ -341,7 +352,9 @@ class Daemon:
         await pyfuse3.main(max_tasks=256)
         scope.cancel()
 
-    async def _get_ready(self, parts: _Parts, nursery: trio.Nursery) -> None:
+    async def _get_ready(
+        self, parts: _Parts, nursery: trio.Nursery, background: trio.Nursery
+    ) -> None:
         with trio.fail_after(ANSWER_TIMEOUT):
             await trio.to_thread.run_sync(os.stat, self._config.mountpoint, abandon_on_cancel=True)
         if not parts.operations.initialised:
@@ -352,49 +365,11 @@ class Daemon:
             control.socket_path(self._config.mountpoint),
             self._handlers(parts),
         )
-        nursery.start_soon(self._heed_signals, parts)
+        background.start_soon(self._ending.heed_signals, parts.filesystem)
         nursery.start_soon(parts.operations.callers.watch)
         log.info("%s is mounted at %s", self._source, self._config.mountpoint)
         logs.detach()
         notify.ready(f"{self._source} is mounted at {self._config.mountpoint}")
-
-    async def _heed_signals(self, parts: _Parts) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                if self._stopping:
-                    log.warning("told to stop twice: leaving at once")
-                    pyfuse3.terminate()
-                    return
-                self._stopping = True
-                log.info("told to stop by %s", signal.Signals(number).name)
-                parts_nursery = trio.lowlevel.current_task().parent_nursery
-                assert parts_nursery is not None
-                parts_nursery.start_soon(self._stop, parts)
-
-    async def _stop(self, parts: _Parts) -> None:
-        """Unmount; whoever still uses the mount keeps what is open, for a while."""
-        notify.stopping("unmounting")
-        await self._push_pages()
-        await save_all(parts.filesystem)
-        if not self._kernel.unmount():
-            await trio.sleep(BUSY_PATIENCE)
-            self._kernel.unmount(lazy=True)
-        # pyfuse3.main() returns, and this is cancelled, when nobody uses the mount any more.
-        await parts.filesystem.handles.wait_closed(self._config.shutdown_timeout)
-        if not parts.filesystem.handles.in_use:
-            pyfuse3.terminate()  # Somebody's working directory is no reason to stay.
-            return
-        log.warning("files are still open at %s, stopping without them", self._config.mountpoint)
-        pyfuse3.terminate()
-
-    async def _push_pages(self) -> None:
-        """Have the kernel write back what programs changed through mmap(2).
-
-        In another process: syncfs(2) would wait for us with our own interpreter blocked.
-        """
-        with trio.move_on_after(self._config.timeout):
-            command = ["sync", "--file-system", str(self._config.mountpoint)]
-            await trio.run_process(command, check=False, capture_stderr=True)
 
     # -- commands --------------------------------------------------------------------------
 
@@ -441,7 +416,7 @@ class Daemon:
         }
 
     async def _sync(self, parts: _Parts, progress: Progress) -> object:
-        await self._push_pages()
+        await self._ending.push_pages()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_progress, parts, progress)
             left = await save_all(parts.filesystem)
@@ -472,10 +447,12 @@ class Daemon:
         self, parts: _Parts, request: Mapping[str, object], progress: Progress
     ) -> object:
         lazy, force = bool(request.get("lazy")), bool(request.get("force"))
-        result = await self._sync(parts, progress)
-        assert isinstance(result, dict)
-        if result["left"] and not force and not lazy:
-            raise MountError(f"{len(result['left'])} files could not be uploaded; see the log")
+        result: object = None
+        with trio.move_on_after(FORCE_PATIENCE if lazy or force else math.inf):
+            result = await self._sync(parts, progress)
+        left = result["left"] if isinstance(result, dict) else ()
+        if left and not force and not lazy:
+            raise MountError(f"{len(left)} files could not be uploaded; see the log")
         if not self._kernel.unmount(lazy=lazy or force):
             raise MountError(_busy(self._config.mountpoint))
         if force:

@@ -1,4 +1,4 @@
-"""Saving everything that is unsaved: for sync, for umount, and at the end of a mount."""
+"""All that is unsaved: saving it, for sync and umount, and keeping it at the end of a mount."""
 
 from __future__ import annotations
 
@@ -41,10 +41,8 @@ async def save_all(filesystem: FileSystem) -> Sequence[OpenFile]:
     return left
 
 
-async def drain(filesystem: FileSystem, timeout: float) -> Sequence[OpenFile]:
-    """Save what is left, within *timeout* seconds; the rest stays on this machine, and is told."""
-    with trio.move_on_after(timeout):
-        await save_all(filesystem)
+async def leave_all(filesystem: FileSystem) -> Sequence[OpenFile]:
+    """Keep on this machine what could not be saved, and say so; nobody may save meanwhile."""
     await filesystem.open_files.all_kept()
     left = [file for file in filesystem.files.values() if file.dirty]
     for file in left:
@@ -56,9 +54,10 @@ async def _leave(file: OpenFile) -> str:
     """Leave a file on this machine; say where."""
     if not file.changed:
         return "its attributes are lost"
-    if file.acknowledged:
-        return "the next mount goes on with it"
     try:
+        if file.acknowledged:
+            await file.acknowledge()
+            return "the next mount goes on with it"
         await file.keep()
     except OSError as error:
         return f"and it cannot be kept: {error}"

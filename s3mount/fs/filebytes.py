@@ -32,6 +32,7 @@ from s3mount.write.upload import Upload
 log = logging.getLogger(__name__)
 
 STREAM_AFTER = 2  # Whole cells: a smaller file is one PUT.
+ABORT_PATIENCE = 10.0  # Seconds; after that the next mount aborts an upload.
 MAX_WAITING_PARTS = 12  # More would only fill the staging disk; the writer waits instead.
 
 
@@ -228,7 +229,8 @@ class FileBytes(ABC):
         if size > self._workshop.grid.max_size:
             raise PosixError(errno.EFBIG)
         if size == 0 and not self._detached:
-            await self._forget_base()
+            async with self.lock:  # A save that begins meanwhile would send from what is dropped.
+                await self._forget_base()
         while self._is_dropped(size, 1 << 62):
             await self._bring_home()
         while self._is_secured(size, 1 << 62):
@@ -359,7 +361,12 @@ class FileBytes(ABC):
             cell = grid.cell(index)
             if not self._upload.has(cell) and staged.extents.covers(cell.start, cell.stop):
                 crc = self._running.of(index, cell.stop)
-                body = staged.body(cell.start, cell.stop)
+                try:
+                    body = staged.body(cell.start, cell.stop)
+                except OSError as error:
+                    # A save will need the room, too, and then somebody hears of it.
+                    log.info("%s: a part does not leave early: %s", self.inode.key, error)
+                    return
                 self._upload.send_early(index + 1, cell, body, crc, staged.departed)
 
     # -- for whoever saves ---------------------------------------------------------------
@@ -427,5 +434,5 @@ class FileBytes(ABC):
     async def _drop_upload(self) -> None:
         if self._upload is not None:
             upload, self._upload = self._upload, None
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(ABORT_PATIENCE, shield=True):
                 await upload.abort()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import time
@@ -12,7 +13,7 @@ import trio
 
 from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
-from s3mount.errors import Exists, NotFound, PosixError, StoreError
+from s3mount.errors import Exists, NotFound, PosixError, StoreError, Unavailable
 from s3mount.fs.filebytes import FileBytes
 from s3mount.fs.namespace import kept_headers
 from s3mount.s3.store import (
@@ -78,6 +79,9 @@ class OpenFile(FileBytes):
         except StoreError as error:
             self.error = error
             raise
+        except OSError as error:
+            log.error("%s: staging failed: %s", self.inode.key, error)
+            raise PosixError(error.errno or errno.EIO) from error
         self.error = None
         self.written = stored.between(began_ns)
         return stored
@@ -171,9 +175,13 @@ class OpenFile(FileBytes):
             return await self._upload.finish(
                 self._plan(staged, size), self._part_body, source, self.condition
             )
-        except (StoreError, PosixError):
-            if not staged.dropped:
-                await self._drop_upload()
+        except (StoreError, PosixError) as error:
+            if staged.dropped:
+                raise
+            await self._drop_upload()
+            if isinstance(error, NotFound) and error.code == "NoSuchUpload":
+                # Somebody has aborted it; everything is still here for another one.
+                raise Unavailable(str(error), code=error.code, status=error.status) from error
             raise
 
     def _plan(self, staged: StagedFile, size: int) -> Sequence[Part]:
@@ -269,6 +277,11 @@ class OpenFile(FileBytes):
         return self._recorded is not None and self._recorded == self._mark()
 
     @property
+    def recorded_bytes(self) -> bool:
+        """Whether the journal has the bytes as they are; the attributes may have changed since."""
+        return self._recorded is not None and self._recorded[0] == self._generation
+
+    @property
     def is_here(self) -> bool:
         """Whether all that is unsaved is here, so that the journal can have it."""
         return self._upload is None and not (self._staged is not None and self._staged.dropped)
@@ -280,7 +293,7 @@ class OpenFile(FileBytes):
         """Return when the journal has everything, on the disk.  Raises `OSError`."""
         async with self.lock:
             if self.dirty and not self.acknowledged:
-                if self._recorded is not None and self._recorded[0] == self._generation:
+                if self.recorded_bytes:
                     self.note()
                 else:
                     await self._record()
@@ -348,7 +361,7 @@ class OpenFile(FileBytes):
         if self._staged is None and not self.record:
             return
         with trio.CancelScope(shield=True):
-            if self._recorded is not None and self._recorded[0] == self._generation:
+            if self.recorded_bytes:
                 failed = {"state": FAILED, "reason": str(self.error or "")}
                 self._workshop.journal.change(self.record, failed)
             else:

@@ -68,10 +68,12 @@ class WriteBack:
 
     def takes(self, file: OpenFile) -> bool:
         """Whether a file may wait here; else its close uploads it."""
+        if not file.is_here:
+            return False
         known = self._sizes.get(file)
-        if known is not None:
-            return file.is_here
-        return file.is_here and self._backlog.takes(file.unsaved_bytes)
+        if known is None:
+            return self._backlog.takes(file.unsaved_bytes)
+        return known >= file.unsaved_bytes or self._backlog.takes(file.unsaved_bytes - known)
 
     async def acknowledge(self, file: OpenFile) -> bool:
         """Return True when the journal has the file; False when the store must have it."""
@@ -161,7 +163,7 @@ class WriteBack:
             self.drop(file)
             self._settle(file)
             return
-        if not file.acknowledged:
+        if not file.recorded_bytes:
             return  # Somebody is writing; the next close or fsync brings it back.
         try:
             await self._save(file)
@@ -179,5 +181,5 @@ class WriteBack:
         refused = isinstance(error, (Denied, NoSpace))
         delay = min(RETRY_FIRST * 2**failures, RETRY_REFUSED if refused else RETRY_MOST)
         await trio.sleep(delay)
-        if file.dirty and file in self._sizes and file.acknowledged:
+        if file.dirty and file in self._sizes and file.recorded_bytes:
             self.add(file)

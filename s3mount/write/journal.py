@@ -222,7 +222,11 @@ class Journal:
 
     def _unlink_discarded(self) -> None:
         while self._discarded and self._discarded[0][0] <= self._durable:
-            self._discarded.popleft()[1].unlink(missing_ok=True)
+            path = self._discarded.popleft()[1]
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.info("%s stays until the end: %s", path, error.strerror)
 
     async def _compact(self) -> None:
         """Leave behind the frames that count no more."""

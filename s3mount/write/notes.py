@@ -58,6 +58,7 @@ async def begin_upload(
     # No checkpoint from here on: one of the two records is always there.
     note = UploadNote(journal, UploadRecord(key, upload, headers, file, since))
     forget(journal, name)
+    await _commit(journal, key)  # An upload with parts and no record would be taken for another's.
     return upload, note
 
 

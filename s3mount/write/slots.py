@@ -94,6 +94,8 @@ class Slots:
             path = self.path / f"{SLOT}{secrets.token_hex(6)}"
             path.mkdir(mode=0o700)
             (path / STAGED).mkdir(mode=0o700)
+            for above in (path, self.path, self.path.parent, self.path.parent.parent):
+                sync_directory(above)
             slot = _lock(path)
         if slot is None:
             raise MountError(f"{path}: somebody else has locked it", 2)
@@ -108,6 +110,15 @@ class Slots:
             paths = [path for path in paths if but is None or path != but.path]
             found = [slot for path in paths if (slot := _lock(path)) is not None]
         return found
+
+
+def sync_directory(path: Path) -> None:
+    """Return when the names in a directory are on the disk.  Blocks."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from s3mount.write.records import (
     TreeRecord,
     UploadRecord,
 )
-from s3mount.write.slots import Slot
+from s3mount.write.slots import Slot, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ def collect(slots: Sequence[Slot], checksum: Checksum, staged: Path) -> Left:
         else:
             left.slots.append(slot)
     _drop_superseded(left)
+    if left.files:
+        sync_directory(staged)  # Before our journal names what was linked there.
     return left
 
 
