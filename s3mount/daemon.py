@@ -32,6 +32,7 @@ from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.recovery import Recovery
 from s3mount.fs.renaming import Renamer
+from s3mount.fs.tree import TreeMover
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.xattrs import Xattrs
 from s3mount.fuse import FuseOperations
@@ -73,6 +74,7 @@ class _Parts:
     workshop: Workshop
     budget: MemoryBudget
     filesystem: FileSystem
+    mover: TreeMover
     operations: FuseOperations
     metrics: Metrics
 
@@ -172,7 +174,7 @@ class Daemon:
         parts = self._build(client, journal, background, work)
         await parts.index.open()
         background.start_soon(parts.index.run)
-        recovery = Recovery(parts.filesystem, parts.workshop, journal.left)
+        recovery = Recovery(parts.filesystem, parts.workshop, journal.left, parts.mover)
         await recovery.prepare()
         work.start_soon(recovery.run)
         left = await self._serve(parts, background)
@@ -298,9 +300,10 @@ class Daemon:
         )
         metrics = Metrics()
         changer = Changer(filesystem)
+        mover = TreeMover(client, journal.journal, work)
         operations = FuseOperations(
             filesystem,
-            Renamer(filesystem, client, journal.journal),
+            Renamer(filesystem, client, mover),
             changer,
             Xattrs(filesystem, changer, ObjectFacts(filesystem, client, client), client),
             metrics,
@@ -308,7 +311,7 @@ class Daemon:
             writeback_cache=True,
         )
         return _Parts(
-            client, blocks, index, journal, workshop, budget, filesystem, operations, metrics
+            client, blocks, index, journal, workshop, budget, filesystem, mover, operations, metrics
         )
 
     def _make_index(self, client: S3Client, defaults: Defaults) -> AttributeIndex:

@@ -19,7 +19,7 @@ from s3mount.s3.store import ALWAYS, ObjectInfo
 from s3mount.write.keeper import restored
 from s3mount.write.notes import forget
 from s3mount.write.orphans import abort_unnamed
-from s3mount.write.records import PENDING, FileRecord, UploadRecord
+from s3mount.write.records import PENDING, UNDOING, FileRecord, UploadRecord
 from s3mount.write.resuming import verified_parts
 from s3mount.write.takeover import Left
 
@@ -34,22 +34,25 @@ class Recovery:
     The journal of this mount has it all already.
     """
 
-    def __init__(self, filesystem: FileSystem, workshop: Workshop, left: Left) -> None:
+    def __init__(
+        self, filesystem: FileSystem, workshop: Workshop, left: Left, mover: TreeMover
+    ) -> None:
         self._fs = filesystem
         self._workshop = workshop
         self._store = workshop.store
         self._left = left
+        self._mover = mover
         self._files: list[tuple[OpenFile, FileRecord]] = []
 
     async def prepare(self) -> None:
         """Make names and bytes right, before anybody looks."""
-        mover = TreeMover(self._store, self._workshop.journal)
         for name, tree in self._left.trees.items():
-            log.warning("%s: its renaming to %s is brought to its end", tree.old, tree.new)
+            end = "undone" if tree.phase == UNDOING else "brought to its end"
+            log.warning("%s: its renaming to %s is %s", tree.old, tree.new, end)
             try:
-                await mover.finish(name, tree)
+                await self._mover.finish(name, tree)
             except (StoreError, PosixError) as error:
-                log.error("%s is in part still under its old name: %s", tree.new, error)
+                log.error("%s and %s: this has to wait: %s", tree.old, tree.new, error)
         for name, record in self._left.files.items():
             if record.state == PENDING:
                 self._restore(name, record, self._left.blobs[name])

@@ -16,7 +16,6 @@ from s3mount.fs.names import FOLDER
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.tree import TreeMover
 from s3mount.s3.store import ALWAYS, ObjectStore
-from s3mount.write.journal import Journal
 
 RENAME_NOREPLACE = 1
 
@@ -24,10 +23,10 @@ RENAME_NOREPLACE = 1
 class Renamer:
     """rename(2) on a `FileSystem`: server-side copies, then deletions."""
 
-    def __init__(self, filesystem: FileSystem, store: ObjectStore, journal: Journal) -> None:
+    def __init__(self, filesystem: FileSystem, store: ObjectStore, mover: TreeMover) -> None:
         self._fs = filesystem
         self._store = store
-        self._mover = TreeMover(store, journal)
+        self._mover = mover
 
     async def rename(
         self, parent_number: int, name: bytes, new_parent_number: int, new_name: bytes, flags: int
@@ -166,7 +165,7 @@ class Renamer:
         attributes = (await self._fs.getattr(source.number)).attributes
         assert source.parent is not None
         old_parent, old_segment = source.parent, source.segment
-        moved = await self._mover.move(old, new)
+        moved = await self._mover.move(old, new, replacing=target is not None)
         if not moved:
             await self._fs.markers.put(new, attributes)
         self._fs.cache.drop_tree(old)
@@ -180,6 +179,7 @@ class Renamer:
         self._fs.namespace.index.moved(old, new)
         self._fs.namespace.index.forget(old_parent.prefix, old_segment, directory=True)
         self._fs.markers.written(new, attributes)
+        await self._fs.open_files.renamed(new)
 
     def _moved_files(self, old: str, new: str, moved: Mapping[str, str]) -> None:
         """Files that are open in a renamed tree have other objects below them now."""

@@ -6,11 +6,12 @@ import errno
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 
 import trio
 
-from s3mount.errors import NotFound, PosixError, StoreError
+from s3mount.errors import NotFound, PosixError, StoreError, Unavailable
 from s3mount.s3.store import (
     ALWAYS,
     MAX_COPY_SIZE,
@@ -21,33 +22,57 @@ from s3mount.s3.store import (
 )
 from s3mount.write.journal import Journal
 from s3mount.write.notes import begin_upload, forget
-from s3mount.write.records import COPYING, DELETING, TreeRecord
+from s3mount.write.records import COPYING, DELETING, UNDOING, TreeRecord
 
 log = logging.getLogger(__name__)
 
 CLOCK_LEEWAY = 60.0  # Seconds.
+RETRY_FIRST, RETRY_MOST = 1.0, 30.0  # Seconds.
 PARALLEL_COPIES = 32
 DELETE_BATCH = 1000  # S3's limit of DeleteObjects.
 COPY_PART_SIZE = 1 << 30
+
+
+@dataclass(slots=True)
+class _Unfinished:
+    """A renaming whose deletions have failed, and what was to be deleted."""
+
+    record: TreeRecord
+    objects: InitVar[Sequence[ListedObject]]
+    versions: dict[str, tuple[str, int]] = field(init=False)
+    lock: trio.Lock = field(default_factory=trio.Lock)
+
+    def __post_init__(self, objects: Sequence[ListedObject]) -> None:
+        self.versions = {listed.key: (listed.etag, listed.modified_ns) for listed in objects}
+
+    def is_left(self, listed: ListedObject) -> bool:
+        """Whether an object is still the one that was to be deleted."""
+        return self.versions.get(listed.key) == (listed.etag, listed.modified_ns)
 
 
 class TreeMover:
     """Copies all objects under a prefix to another one, and then deletes them.
 
     The journal hears of it first, so that after a crash the next mount brings it to its end
-    (`finish`), and the tree is whole under one name.
+    (`finish`), and the tree is whole under one name.  Deletions that fail are tried again in
+    *nursery* until they succeed.
     """
 
-    def __init__(self, store: ObjectStore, journal: Journal) -> None:
+    def __init__(self, store: ObjectStore, journal: Journal, nursery: trio.Nursery) -> None:
         self._store = store
         self._journal = journal
+        self._nursery = nursery
+        self._unfinished: dict[str, _Unfinished] = {}
 
-    async def move(self, old: str, new: str) -> dict[str, str]:
+    async def move(self, old: str, new: str, *, replacing: bool) -> dict[str, str]:
         """Move everything under *old* to *new*; the new ETags by new key.
+
+        *replacing*: there is an empty directory *new*.
 
         Nothing is deleted before everything is copied, so a failure leaves the old tree
         whole.  What was copied by then is removed again.  Raises `StoreError`.
         """
+        await self._finish_overlapping(old, new)
         objects = [listed async for page in self._pages(old) for listed in page]
         moved: dict[str, str] = {}
         note = await self._intend(TreeRecord(old, new, COPYING, time.time()))
@@ -55,11 +80,19 @@ class TreeMover:
             await self._copy_all(objects, old, new, moved)
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
-                await self._store.delete_many(list(moved))
-                forget(self._journal, note)
+                record = TreeRecord(old, new, UNDOING, time.time())
+                await self._undo(note, record, list(moved), [new] if replacing else [])
             raise
-        await self._intend(TreeRecord(old, new, DELETING, time.time()), note)
-        await self._delete_tree([listed.key for listed in objects], old)
+        record = TreeRecord(old, new, DELETING, time.time())
+        await self._intend(record, note)
+        try:
+            await self._delete_tree([listed.key for listed in objects], old)
+        except StoreError as error:
+            self._finish_later(note, record, objects)
+            if not isinstance(error, Unavailable):
+                raise
+            log.warning("%s: renamed, and not all of it is deleted yet: %s", old, error)
+            return moved
         forget(self._journal, note)
         return moved
 
@@ -75,6 +108,54 @@ class TreeMover:
                 raise PosixError(error.errno or errno.EIO) from error
         return name
 
+    async def _undo(
+        self, note: str, record: TreeRecord, copies: Sequence[str], kept: Sequence[str]
+    ) -> None:
+        """Remove what was copied: the program hears that nothing was renamed, and so it stays."""
+        await self._intend(record, note)
+        try:
+            await self._delete_tree(copies, record.new, kept)
+        except StoreError as error:
+            log.warning("%s: copies stay there until the next mount: %s", record.new, error)
+            return
+        forget(self._journal, note)
+
+    # -- later -----------------------------------------------------------------------------
+
+    def _finish_later(self, note: str, record: TreeRecord, objects: Sequence[ListedObject]) -> None:
+        unfinished = self._unfinished[note] = _Unfinished(record, objects)
+        self._nursery.start_soon(self._finish_until_finished, note, unfinished)
+
+    async def _finish_until_finished(self, note: str, unfinished: _Unfinished) -> None:
+        delay = RETRY_FIRST
+        while note in self._unfinished:
+            await trio.sleep(delay)
+            delay = min(2 * delay, RETRY_MOST)
+            try:
+                await self._finish_now(note, unfinished)
+            except StoreError as error:
+                log.info("%s: still not deleted: %s", unfinished.record.old, error)
+
+    async def _finish_now(self, note: str, unfinished: _Unfinished) -> None:
+        async with unfinished.lock:
+            if note not in self._unfinished:
+                return
+            old = unfinished.record.old
+            here = [listed async for page in self._pages(old) for listed in page]
+            await self._delete_some(here, unfinished.is_left, old)
+            del self._unfinished[note]
+            forget(self._journal, note)
+            log.info("%s: deleted, as it is %s now", old, unfinished.record.new)
+
+    async def _finish_overlapping(self, *prefixes: str) -> None:
+        """What is still to be deleted must not be moved, or hold what is moved, by then."""
+        for note, unfinished in list(self._unfinished.items()):
+            ends = unfinished.record.old, unfinished.record.new
+            if any(a.startswith(b) or b.startswith(a) for a in ends for b in prefixes):
+                await self._finish_now(note, unfinished)
+
+    # -- after a crash ---------------------------------------------------------------------
+
     async def finish(self, name: str, record: TreeRecord) -> None:
         """Bring a renaming to its end that a crash has interrupted.  Raises `StoreError`.
 
@@ -83,15 +164,39 @@ class TreeMover:
         old, new = record.old, record.new
         there = {o.key: o async for page in self._pages(new) for o in page}
         here = [listed async for page in self._pages(old) for listed in page]
-        if record.phase == DELETING:
-            # The clocks of the store and of this machine may differ by a little.
-            latest = int((record.time + CLOCK_LEEWAY) * 1e9)
-            here = [listed for listed in here if listed.modified_ns <= latest]
-        else:
+        if record.phase == UNDOING:
+            await self._remove_copies(here, there, record)
+            forget(self._journal, name)
+            return
+        if record.phase == COPYING:
             await self._copy_missing(here, there, old, new)
-            await self._intend(TreeRecord(old, new, DELETING, time.time()), name)
-        await self._delete_tree([listed.key for listed in here], old)
+            record = TreeRecord(old, new, DELETING, time.time())
+            await self._intend(record, name)
+            left = here
+        else:
+            latest = _latest_ns(record)
+            left = [o for o in here if o.modified_ns <= latest and new + o.key[len(old) :] in there]
+        unfinished = _Unfinished(record, left)
+        try:
+            await self._delete_some(here, unfinished.is_left, old)
+        except StoreError:
+            self._finish_later(name, record, left)
+            raise
         forget(self._journal, name)
+
+    async def _remove_copies(
+        self,
+        here: Sequence[ListedObject],
+        there: Mapping[str, ListedObject],
+        record: TreeRecord,
+    ) -> None:
+        sizes = {record.new + listed.key[len(record.old) :]: listed.size for listed in here}
+
+        def is_copy(listed: ListedObject) -> bool:
+            early = listed.modified_ns <= _latest_ns(record)
+            return early and sizes.get(listed.key) == listed.size
+
+        await self._delete_some(list(there.values()), is_copy, record.new)
 
     async def _copy_missing(
         self,
@@ -108,7 +213,22 @@ class TreeMover:
                 missing.append(listed)
         await self._copy_all(missing, old, new, {})
 
-    async def _delete_tree(self, keys: Sequence[str], prefix: str) -> None:
+    # -- deleting --------------------------------------------------------------------------
+
+    async def _delete_some(
+        self,
+        here: Sequence[ListedObject],
+        chosen: Callable[[ListedObject], bool],
+        prefix: str,
+    ) -> None:
+        """Delete the chosen objects of a tree, and the directories in which none stays."""
+        keys = [listed.key for listed in here if chosen(listed)]
+        kept = [listed.key for listed in here if not chosen(listed)]
+        await self._delete_tree(keys, prefix, kept)
+
+    async def _delete_tree(
+        self, keys: Sequence[str], prefix: str, kept: Sequence[str] = ()
+    ) -> None:
         """Delete the objects of a tree, the directories last and from the inside out.
 
         Also those that have no marker: some stores (SeaweedFS) go on listing a directory
@@ -116,10 +236,9 @@ class TreeMover:
         """
         directories = {prefix}
         for key in keys:
-            end = key.rfind("/", len(prefix))
-            while end >= 0 and key[: end + 1] not in directories:
-                directories.add(key[: end + 1])
-                end = key.rfind("/", len(prefix), end)
+            directories.update(_directories_of(key, prefix))
+        for key in kept:
+            directories.difference_update(_directories_of(key, prefix), (prefix, key))
         await self.delete([key for key in keys if not key.endswith("/")])
         await self.delete(sorted(directories, key=lambda name: (-name.count("/"), name)))
 
@@ -170,6 +289,19 @@ class TreeMover:
                 nursery.start_soon(work)
         if errors:
             raise errors[0]
+
+
+def _directories_of(key: str, prefix: str) -> Iterator[str]:
+    """The directories below *prefix* that *key* is in, or is the marker of."""
+    end = key.rfind("/", len(prefix))
+    while end >= 0:
+        yield key[: end + 1]
+        end = key.rfind("/", len(prefix), end)
+
+
+def _latest_ns(record: TreeRecord) -> int:
+    # The clocks of the store and of this machine may differ by a little.
+    return int((record.time + CLOCK_LEEWAY) * 1e9)
 
 
 async def copy_object(

@@ -81,6 +81,16 @@ class OpenFiles:
             log.info("%s: not saved: %s", file.inode.key, error)
             self.settle(file)
 
+    async def renamed(self, prefix: str) -> None:
+        """Tell the journal of files that were closed while their directory became *prefix*."""
+        for file in list(self.by_inode.values()):
+            known = file.dirty and file.recorded_bytes and not file.acknowledged
+            if known and not file.inode.gone and file.inode.key.startswith(prefix):
+                try:
+                    await self.make_safe(file)
+                except (StoreError, PosixError) as error:
+                    self._workshop.report(file.inode.key, error)
+
     async def forgotten(self) -> None:
         """Return when what was removed will stay removed after a crash."""
         if self.writeback is None:

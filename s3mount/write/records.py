@@ -163,12 +163,12 @@ class UploadRecord:
             raise ValueError(f"not a record of an upload: {error!r}") from error
 
 
-COPYING, DELETING = "copying", "deleting"
+COPYING, DELETING, UNDOING = "copying", "deleting", "undoing"
 
 
 @dataclass(frozen=True, slots=True)
 class TreeRecord:
-    """The renaming of a directory: prefixes, `COPYING` or `DELETING`, and since when (epoch)."""
+    """The renaming of a directory: prefixes, what is being done, and since when (epoch)."""
 
     old: str
     new: str
@@ -187,7 +187,11 @@ class TreeRecord:
             record = cls(old, new, phase, _time(fields["time"]))
         except KeyError as error:
             raise ValueError(f"not a record of a renaming: {error!r}") from error
-        if phase not in (COPYING, DELETING) or not old.endswith("/") or not new.endswith("/"):
+        if (
+            phase not in (COPYING, DELETING, UNDOING)
+            or not old.endswith("/")
+            or not new.endswith("/")
+        ):
             raise ValueError(f"not a record of a renaming: {old!r} to {new!r}, {phase!r}")
         return record
 

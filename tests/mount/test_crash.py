@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from tests.faults import Hang, Point
+from tests.faults import Answer, Delay, Hang, Point
 from tests.mount.conftest import keys_of
 from tests.mounts import Bucket, Mount, Mounter
 
@@ -254,6 +254,82 @@ def test_a_renamed_directory_is_whole_under_one_name(
     for name in names:
         assert (two.path / "new" / name).read_text() == name
     assert not [key for key in keys_of(bucket, s3) if key.startswith("old/")]
+
+
+def test_a_renaming_whose_deletions_fail_is_finished_by_the_same_daemon(
+    again, mount: Mounter, s3, bucket: Bucket, proxy, tmp_path: Path
+):
+    mount.expect_log("old/: renamed, and not all of it is deleted yet")
+    mount.expect_log("rename b'new': ")
+    for number in range(20):
+        s3.put_object(Bucket=bucket.name, Key=f"old/{number}", Body=b"%d" % number)
+    one = again("-o", "timeout=2", url=proxy.url)
+    proxy.inject(Answer(503, "SlowDown"), operation="DeleteObjects")
+    (one.path / "old").rename(one.path / "new")
+    assert len(list((one.path / "new").iterdir())) == 20
+    with pytest.raises(
+        OSError, match="Input/output error"
+    ):  # Or the deletion that is still to come would remove it.
+        (one.path / "new").rename(one.path / "old")
+    proxy.clear()
+    wait_for(lambda: all(key.startswith("new/") for key in keys_of(bucket, s3)), 60)
+    (one.path / "new").rename(one.path / "old")
+    for number in range(20):
+        assert (one.path / "old" / f"{number}").read_text() == f"{number}"
+    assert one.umount() == 0
+    assert not list(tmp_path.rglob("slot-*"))
+
+
+def test_a_renaming_that_has_failed_is_not_made_after_a_crash(
+    again, mount: Mounter, s3, bucket: Bucket, proxy
+):
+    mount.expect_log("its renaming to new/ is undone")
+    mount.expect_log("rename b'old': ", optional=True)
+    for number in range(20):
+        s3.put_object(Bucket=bucket.name, Key=f"old/{number}", Body=b"%d" % number)
+    one = again(url=proxy.url)
+    proxy.inject(Answer(403, "AccessDenied"), operation="CopyObject", skip=15)
+    hang = proxy.inject(Hang(Point.REQUEST), operation="DeleteObjects")
+
+    def rename() -> None:
+        with suppress(OSError):
+            (one.path / "old").rename(one.path / "new")
+
+    renaming = threading.Thread(target=rename)
+    renaming.start()
+    wait_for(lambda: hang.hits > 0)
+    one.kill()
+    renaming.join()
+    proxy.clear()
+    two = again(url=proxy.url)
+    assert [path.name for path in two.path.iterdir()] == ["old"]
+    assert len(list((two.path / "old").iterdir())) == 20
+    assert not [key for key in keys_of(bucket, s3) if key.startswith("new/")]
+
+
+def test_a_file_that_is_closed_while_its_directory_is_renamed_is_under_the_new_name(
+    again, s3, bucket: Bucket, proxy
+):
+    s3.put_object(Bucket=bucket.name, Key="old/there", Body=b"there")
+    one = again(*WRITEBACK, url=proxy.url)
+    directory = os.open(one.path / "old", os.O_RDONLY | os.O_DIRECTORY)
+    delay = proxy.inject(Delay(1.0), operation="CopyObject")
+    renaming = threading.Thread(target=(one.path / "old").rename, args=(one.path / "new",))
+    renaming.start()
+    wait_for(lambda: delay.hits > 0)
+    file = os.open("late", os.O_WRONLY | os.O_CREAT, dir_fd=directory)
+    os.write(file, b"late")
+    os.close(file)
+    renaming.join()
+    os.close(directory)
+    proxy.down()  # Nothing is uploaded from here on.
+    one.kill()
+    proxy.clear()
+    proxy.up()
+    two = again(*WRITEBACK, url=proxy.url)
+    assert (two.path / "new" / "late").read_bytes() == b"late"
+    assert two.umount() == 0
+    assert body_of(s3, bucket, "new/late") == b"late"
 
 
 class Worker(threading.Thread):
