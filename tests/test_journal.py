@@ -1,8 +1,9 @@
 """The journal: what was said survives, what is damaged is noticed, and nobody is lied to."""
 
+import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -232,22 +233,54 @@ def test_moving_the_log_changes_nothing(tmp_path_factory, steps):
     trio.run(run)
 
 
-async def test_a_full_disk_is_told_and_told_again(folder: int, monkeypatch, expect_log):
+def failing(number: int) -> Callable[..., int]:
+    """A pwrite(2) that fails."""
+
+    def pwrite(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return pwrite
+
+
+async def test_a_broken_disk_is_told_and_told_again(folder: int, monkeypatch, expect_log):
     journal = Journal(folder, CRC)
     journal.create()
-
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", failing(errno.EIO))
     journal.put("a", {})
     expect_log("the journal cannot be written")
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="Input/output error"):
         await journal.commit()
     monkeypatch.undo()
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="Input/output error"):
         journal.put("b", {})
     journal.close()
+
+
+async def test_after_a_full_disk_the_journal_goes_on(
+    folder: int, tmp_path: Path, monkeypatch, expect_log
+):
+    journal = Journal(folder, CRC)
+    journal.create()
+    journal.put("a", {})
+    await journal.commit()
+    monkeypatch.setattr(os, "pwrite", failing(errno.ENOSPC))
+    expect_log("the journal has to wait for room")
+    for name in "bc":
+        journal.put(name, {})
+        with pytest.raises(OSError, match="No space"):
+            await journal.commit()
+    for number in range(4):
+        journal.put(f"{number}", {}, bytes(1 << 20))
+    with pytest.raises(OSError, match="No space"):  # What waits for room is bounded.
+        journal.put("one more", {})
+    journal.remove("b")
+    monkeypatch.undo()
+    await journal.commit()
+    journal.put("d", {})
+    await journal.commit()
+    journal.close()
+    assert {"a", "c", "d"} < set(records_in(tmp_path))
+    assert "b" not in records_in(tmp_path)
 
 
 # -- records -----------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ class OpenFile(FileBytes):
             return await self._upload.finish(
                 self._plan(staged, size), self._part_body, source, self.condition
             )
-        except (StoreError, PosixError) as error:
+        except (StoreError, PosixError, OSError) as error:
             if staged.dropped:
                 raise
             await self._drop_upload()

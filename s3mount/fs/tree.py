@@ -104,6 +104,7 @@ class TreeMover:
             await self._journal.commit()
         except OSError as error:
             if record.phase == COPYING:
+                forget(self._journal, name)
                 log.error("%s is not renamed: the journal cannot be written: %s", record.old, error)
                 raise PosixError(error.errno or errno.EIO) from error
         return name

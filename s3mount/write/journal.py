@@ -6,6 +6,7 @@ when all that was said before is on the disk, and many callers share one synchro
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -29,6 +30,8 @@ LAZY = 0.01  # Seconds until what nobody waits for is on the disk, too.
 # Seconds.  A disk that answers sooner is waited for where we are: a thread takes longer.  When it
 # was slow once, threads wait for it for a while.
 SLOW, PATIENCE = 0.0005, 1.0
+FULL_PAUSE = 1.0  # Seconds between looks at a disk that is full.
+FULL_SIZE = 4 << 20  # Bytes that may wait for room.
 COMPACT_SIZE = 32 << 20  # A log below this is never worth moving.
 
 
@@ -95,6 +98,7 @@ class Journal:
 
     What `put`, `change` and `remove` say is on the disk soon; whoever promises something waits for
     `commit`.  They raise `OSError` when the disk has failed: what it has by then is not known.
+    While it is full, `commit` raises, too, but what was said follows when there is room.
     """
 
     def __init__(
@@ -109,6 +113,7 @@ class Journal:
         self._held: list[tuple[str, bytes, bytes, str]] | None = None
         self._discarded: deque[tuple[int, Path]] = deque()
         self._failure: OSError | None = None
+        self._full: OSError | None = None
         self._lazy = trio.lowlevel.ParkingLot()
         self._compact_size = compact_size
         self._fast = False
@@ -158,7 +163,9 @@ class Journal:
 
     def _say(self, name: str, said: Fields, blob: bytes, what: str) -> None:
         if self._failure is not None:
-            raise self._failure
+            raise _again(self._failure)
+        if self._full is not None and what != REMOVE and self._log.waiting > FULL_SIZE:
+            raise _again(self._full)
         text = json.dumps(said, separators=(",", ":")).encode()
         if self._held is not None:  # The log is being moved.
             self._number += 1
@@ -182,11 +189,13 @@ class Journal:
         self.commits += 1
         while self._durable < target:
             if self._failure is not None:
-                raise self._failure
+                raise _again(self._failure)
             if self._syncing is not None:
                 await self._syncing.wait()
                 continue
             await self._sync()
+            if self._full is not None:
+                raise _again(self._full)
 
     async def _sync(self) -> None:
         self._syncing = trio.Event()
@@ -204,15 +213,22 @@ class Journal:
                 self._log.sync()
             else:
                 await trio.to_thread.run_sync(self._log.sync)
-            self._durable = reached
+            self._durable, self._full = reached, None
             self._judge(time.perf_counter() - began)
         except OSError as error:
-            self._failure = error
-            log.error("the journal cannot be written: %s", error)
+            self._failed(error)
         finally:
             self._syncing.set()
             self._syncing = None
         self._unlink_discarded()
+
+    def _failed(self, error: OSError) -> None:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            self._failure = error
+            log.error("the journal cannot be written: %s", error)
+        elif self._full is None:
+            self._full = error
+            log.error("the journal has to wait for room on its disk: %s", error)
 
     def _judge(self, seconds: float) -> None:
         """Choose how to synchronise next time, by how long it has taken."""
@@ -259,8 +275,15 @@ class Journal:
             try:
                 await self.commit()
             except OSError:
-                return  # It was told; whoever needs the journal hears of it.
+                if self._failure is not None:
+                    return  # It was told; whoever needs the journal hears of it.
+                await trio.sleep(FULL_PAUSE)
             self._unlink_discarded()
+
+
+def _again(error: OSError) -> OSError:
+    """The same error for somebody else: one that is raised often would collect tracebacks."""
+    return OSError(error.errno, error.strerror)
 
 
 def read_file(path: Path) -> bytes:

@@ -95,6 +95,11 @@ class LogFile:
         del self._tail[:whole]
 
     @property
+    def waiting(self) -> int:
+        """How many bytes were appended and are not on the disk."""
+        return len(self._tail)
+
+    @property
     def needs_fill(self) -> bool:
         """Whether the next `sync` will take longer, unless `fill` is called before."""
         return self.position + FILL_AHEAD > self._filled

@@ -230,12 +230,12 @@ class Upload:
         body: PartBody,
         source: CopySource | None,
     ) -> None:
-        errors: list[StoreError | PosixError] = []
+        errors: list[StoreError | PosixError | OSError] = []
 
         async def run(position: int) -> None:
             try:
                 done[position] = await self._run(parts[position], numbers[position], body, source)
-            except (StoreError, PosixError) as error:
+            except (StoreError, PosixError, OSError) as error:
                 errors.append(error)
                 nursery.cancel_scope.cancel()
             finally:
