@@ -53,7 +53,7 @@ class Kept:
 
 def main(arguments: Sequence[str]) -> int:
     """List, upload, export or discard, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser().parse_intermixed_args(arguments)
     found = [kept for kept in find(parsed.state_dir) if _wanted(kept, parsed.bucket, parsed.path)]
     _tell_damaged(parsed.state_dir)
     if parsed.export is not None:

@@ -1,6 +1,9 @@
 """Writeback mode: close returns when the journal has the file, and the store gets it soon."""
 
 import os
+import pty
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -247,3 +250,87 @@ def test_what_a_dead_daemon_left_is_uploaded_without_one(
     assert body_of(s3, bucket, "file") == body
     assert "nothing is kept" in run_command(options, waiting.environment, 30).stdout
     assert not list(state.rglob("slot-*"))
+
+
+@pytest.fixture
+def conflicts(waiting: Mount, mount: Mounter, s3, bucket: Bucket) -> dict[str, bytes]:
+    """Two conflict copies of the mount `waiting`: what was written into them."""
+    mount.expect_log("recover")
+    bodies = {"dir/small": b"ours", "large": os.urandom(2 * MIB)}
+    (waiting.path / "dir").mkdir()
+    for key, body in bodies.items():
+        descriptor = os.open(waiting.path / key, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        os.write(descriptor, body)
+        os.close(descriptor)
+        s3.put_object(Bucket=bucket.name, Key=key, Body=b"theirs")
+    wait_until(lambda: waiting.log.count("`s3mount recover` has") == 2)
+    return bodies
+
+
+def answer(arguments: list[str], environment, *answers: bytes) -> tuple[int, str]:
+    """Run ``s3mount`` on a terminal, type *answers*, and return its exit code and output."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "s3mount", *arguments],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=dict(environment),
+    )
+    os.close(theirs)
+    try:
+        os.write(ours, b"".join(text + b"\n" for text in answers))
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        os.close(ours)
+    return process.returncode, output.decode()
+
+
+def test_conflict_copies_are_listed_with_size_age_and_reason(
+    waiting: Mount, bucket: Bucket, state: Path, conflicts
+):
+    options = ["recover", bucket.name, "--state-dir", str(state)]
+    lines = run_command(options, waiting.environment, 30).stdout.splitlines()
+    found = {line.split("\t")[0]: line.split("\t")[1:] for line in lines}
+    assert set(found) == {f"{bucket.name}/{key}" for key in conflicts}
+    size, age, reason = found[f"{bucket.name}/large"]
+    assert (size, age[-4:]) == ("2.0 MiB", " ago")
+    assert "large" in reason
+    chosen = run_command([*options, f"{bucket.name}/dir"], waiting.environment, 30)
+    assert chosen.stdout.startswith(f"{bucket.name}/dir/small\t")
+    assert "large" not in chosen.stdout
+
+
+def test_conflict_copies_are_exported_and_uploaded(
+    waiting: Mount, s3, bucket: Bucket, state: Path, tmp_path: Path, conflicts
+):
+    options = ["recover", bucket.name, "--state-dir", str(state)]
+    target = tmp_path / "exported"
+    done = run_command([*options, "--export", str(target)], waiting.environment, 30)
+    assert done.returncode == 0, done.stdout
+    assert {key: (target / bucket.name / key).read_bytes() for key in conflicts} == conflicts
+    again = run_command([*options, "--export", str(target)], waiting.environment, 30)
+    assert again.returncode == 32  # Nothing is overwritten.
+    done = run_command([*options, "--upload"], waiting.environment, 60)
+    assert done.returncode == 0, done.stdout
+    assert {key: body_of(s3, bucket, key) for key in conflicts} == conflicts
+    assert "nothing is kept" in run_command(options, waiting.environment, 30).stdout
+
+
+def test_conflict_copies_are_discarded_after_asking_twice(
+    waiting: Mount, s3, bucket: Bucket, state: Path, conflicts
+):
+    options = ["recover", bucket.name, "--state-dir", str(state)]
+    discard = [*options, "--discard"]
+    assert run_command(discard, waiting.environment, 30).returncode == 1  # Nobody to be asked.
+    for answers in ((b"no", b""), (b"y", b"2"), (b"yes", b"3"), (b"yes", b"")):
+        code, output = answer(discard, waiting.environment, *answers)
+        assert (code, "exist nowhere else" in output) == (1, True)
+    assert len(run_command(options, waiting.environment, 30).stdout.splitlines()) == 2
+    code, output = answer(discard, waiting.environment, b"yes", b"2")
+    assert (code, output.count("discarded: ")) == (0, 2)
+    assert "nothing is kept" in run_command(options, waiting.environment, 30).stdout
+    assert {key: body_of(s3, bucket, key) for key in conflicts} == dict.fromkeys(
+        conflicts, b"theirs"
+    )
