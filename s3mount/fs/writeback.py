@@ -39,6 +39,7 @@ RETRY_REFUSED = 30.0  # Until a person has changed what the store refuses.
 
 SMALL = 1 << 20  # Bytes: smaller files are sent first, and more at a time.
 SMALL_AT_ONCE, LARGE_AT_ONCE = 24, 4
+BUSY_AT_ONCE = 2  # While programs are busy and there is room for more: they wait for us.
 
 
 class WriteBack:
@@ -126,15 +127,23 @@ class WriteBack:
 
     def _start_next(self) -> bool:
         now = trio.current_time()
-        if self._sending_small < SMALL_AT_ONCE and (file := self._due(self._small, now)):
+        if self._sending_small < self._at_once(SMALL_AT_ONCE, now) and (
+            file := self._due(self._small, now)
+        ):
             self._sending_small += 1
             self._nursery.start_soon(self._send, file, True)
             return True
-        if self._sending_large < LARGE_AT_ONCE and (file := self._due(self._large, now)):
+        if self._sending_large < self._at_once(LARGE_AT_ONCE, now) and (
+            file := self._due(self._large, now)
+        ):
             self._sending_large += 1
             self._nursery.start_soon(self._send, file, False)
             return True
         return False
+
+    def _at_once(self, most: int, now: float) -> int:
+        quiet = now - self._last_change >= QUIET
+        return most if quiet or self._backlog.crowded else BUSY_AT_ONCE
 
     def _due(self, queue: dict[OpenFile, float], now: float) -> OpenFile | None:
         """Take the eldest file, if its time has come."""
@@ -152,7 +161,13 @@ class WriteBack:
         queue = self._small if small else self._large
         while following is not None:
             await self._upload(following)
-            following = self._due(queue, trio.current_time())
+            now = trio.current_time()
+            sending, most = (
+                (self._sending_small, SMALL_AT_ONCE)
+                if small
+                else (self._sending_large, LARGE_AT_ONCE)
+            )
+            following = self._due(queue, now) if sending <= self._at_once(most, now) else None
         if small:
             self._sending_small -= 1
         else:

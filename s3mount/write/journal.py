@@ -27,9 +27,9 @@ Fields = Mapping[str, object]
 
 NAME, CHANGE, REMOVE = "id", "change", "remove"
 LAZY = 0.01  # Seconds until what nobody waits for is on the disk, too.
-# Seconds.  A disk that answers sooner is waited for where we are: a thread takes longer.  When it
-# was slow once, threads wait for it for a while.
-SLOW, PATIENCE = 0.0005, 1.0
+# Seconds.  A disk that answers sooner in the mean is waited for in place: a thread takes longer.
+SLOW = 0.0005
+WEIGHT = 0.1  # Of the latest synchronisation in that mean.
 FULL_PAUSE = 1.0  # Seconds between looks at a disk that is full.
 FULL_SIZE = 4 << 20  # Bytes that may wait for room.
 COMPACT_SIZE = 32 << 20  # A log below this is never worth moving.
@@ -116,8 +116,7 @@ class Journal:
         self._full: OSError | None = None
         self._lazy = trio.lowlevel.ParkingLot()
         self._compact_size = compact_size
-        self._fast = False
-        self._slow_until = 0.0
+        self._mean = 2 * SLOW
         self.commits = 0
         self.syncs = 0
 
@@ -208,13 +207,12 @@ class Journal:
             self.syncs += 1
             if self._log.needs_fill:
                 await trio.to_thread.run_sync(self._log.fill)
-            began = time.perf_counter()
-            if self._fast:
-                self._log.sync()
+            if self._mean < SLOW:
+                seconds = self._timed_sync()
             else:
-                await trio.to_thread.run_sync(self._log.sync)
+                seconds = await trio.to_thread.run_sync(self._timed_sync)
             self._durable, self._full = reached, None
-            self._judge(time.perf_counter() - began)
+            self._mean += WEIGHT * (min(seconds, LAZY) - self._mean)
         except OSError as error:
             self._failed(error)
         finally:
@@ -230,11 +228,10 @@ class Journal:
             self._full = error
             log.error("the journal has to wait for room on its disk: %s", error)
 
-    def _judge(self, seconds: float) -> None:
-        """Choose how to synchronise next time, by how long it has taken."""
-        if seconds > SLOW:
-            self._slow_until = time.monotonic() + PATIENCE
-        self._fast = time.monotonic() > self._slow_until
+    def _timed_sync(self) -> float:
+        began = time.perf_counter()
+        self._log.sync()
+        return time.perf_counter() - began
 
     def _unlink_discarded(self) -> None:
         while self._discarded and self._discarded[0][0] <= self._durable:
