@@ -274,7 +274,10 @@ class Config:
         CACHE_SIZE, CACHING, "most that the cache on disk may hold", default="10G"
     )
     min_free_space: int = option(
-        SIZE, CACHING, "free space that the cache on disk leaves to others", default="1G"
+        SIZE,
+        CACHING,
+        "free space that the cache on disk, and files that wait for writeback, leave to others",
+        default="1G",
     )
     read_ahead: int | None = option(
         SIZE,
@@ -282,6 +285,20 @@ class Config:
         "most that is read ahead of a sequential reader; 0 reads nothing ahead",
         shown="a share of memory",
         aliases=("max-read-ahead",),
+    )
+    writeback: bool = option(
+        FLAG,
+        WRITING,
+        "let close and fsync return when the data is safe in the local journal, and upload "
+        "after that",
+        default="false",
+    )
+    writeback_limit: int = option(
+        SIZE,
+        WRITING,
+        "most bytes that wait to be uploaded with writeback; while more do, close uploads by "
+        "itself, as without it",
+        default="10G",
     )
     part_size: int = option(
         PART,

@@ -7,7 +7,6 @@ import gc
 import logging
 import math
 import os
-import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -22,17 +21,22 @@ from s3mount.cache.disk import BlockDisk
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import MetaCache
 from s3mount.config import Config
-from s3mount.errors import MountError, PosixError, StoreError, WrongRegion
+from s3mount.ending import Ending
+from s3mount.errors import MountError, StoreError, WrongRegion
 from s3mount.fs.changing import Changer
+from s3mount.fs.draining import save_all
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.names import MAX_KEY, key_size
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.openfile import OpenFile
+from s3mount.fs.recovery import Recovery
 from s3mount.fs.renaming import Renamer
+from s3mount.fs.tree import TreeMover
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.xattrs import Xattrs
 from s3mount.fuse import FuseOperations
+from s3mount.journaling import describe
 from s3mount.kernel import KernelMount, MountOptions, open_files
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
@@ -40,7 +44,11 @@ from s3mount.s3 import checksum, session
 from s3mount.s3.client import S3Client
 from s3mount.s3.probe import probe
 from s3mount.s3.store import Capabilities
+from s3mount.write.backlog import Backlog
 from s3mount.write.extents import PartGrid
+from s3mount.write.keeper import Keeper, act
+from s3mount.write.mountjournal import MountJournal
+from s3mount.write.slots import Slots
 from s3mount.write.staging import StagingDirectory
 
 log = logging.getLogger(__name__)
@@ -48,8 +56,7 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 2 << 20  # What the kernel asks for in advance; see benchmarks/README.md.
 ENTRY_COST = 600  # Bytes of memory that one cached name takes, about.
 ANSWER_TIMEOUT = 20.0  # Seconds for the mount to answer its first request.
-DRAIN_PARALLEL = 32  # Files that are saved at once at the end.
-BUSY_PATIENCE = 2.0  # Seconds in which whoever keeps the mount busy may let go of it.
+FORCE_PATIENCE = 5.0  # Seconds for uploads before an unmounting that is to happen in any case.
 
 MIN_TASKS, MAX_TASKS = 32, 256  # That wait for requests, or serve one; to make one costs 30 us.
 GC_THRESHOLDS = 50_000, 20, 100
@@ -64,8 +71,11 @@ class _Parts:
     client: S3Client
     blocks: BlockCache
     index: AttributeIndex
+    journal: MountJournal
+    workshop: Workshop
     budget: MemoryBudget
     filesystem: FileSystem
+    mover: TreeMover
     operations: FuseOperations
     metrics: Metrics
 
@@ -95,7 +105,6 @@ class Daemon:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._source = config.bucket + ("/" + config.prefix.rstrip("/") if config.prefix else "")
-        self._stopping = False
         self._ended = trio.Event()
         self._disk = self._make_disk()
         flags = set(config.mount_flags) | ({"ro"} if config.ro else set())
@@ -107,6 +116,12 @@ class Daemon:
                 allow_other=config.allow_other,
                 allow_root=config.allow_root,
             ),
+        )
+        self._ending = Ending(
+            self._kernel,
+            config.mountpoint,
+            limit=config.shutdown_timeout,
+            page_patience=config.timeout,
         )
 
     def _make_disk(self) -> BlockDisk | None:
@@ -137,18 +152,44 @@ class Daemon:
     async def _main(self) -> int:
         client = await self._connect()
         try:
-            async with trio.open_nursery() as background:
-                if self._disk is not None:
-                    background.start_soon(self._disk.run)
-                parts = self._build(client, background)
-                await parts.index.open()
-                background.start_soon(parts.index.run)
-                left = await self._serve(parts)
-                await parts.index.close()
-                background.cancel_scope.cancel()
+            journal = await self._open_journal(client)
+            try:
+                async with trio.open_nursery() as background:
+                    left = await self._run(client, journal, background)
+                    background.cancel_scope.cancel()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await journal.close()
         finally:
             await client.aclose()
         return 1 if left else 0
+
+    async def _run(
+        self, client: S3Client, journal: MountJournal, background: trio.Nursery
+    ) -> Sequence[OpenFile]:
+        """Build everything, serve, and return the files that could not be saved."""
+        if self._disk is not None:
+            background.start_soon(self._disk.run)
+        background.start_soon(journal.journal.run)
+        work = await background.start(self._ending.hold)
+        parts = self._build(client, journal, background, work)
+        await parts.index.open()
+        background.start_soon(parts.index.run)
+        recovery = Recovery(parts.filesystem, parts.workshop, journal.left, parts.mover)
+        await recovery.prepare()
+        work.start_soon(recovery.run)
+        left = await self._serve(parts, background)
+        await parts.index.close()
+        return left
+
+    async def _open_journal(self, client: S3Client) -> MountJournal:
+        config = self._config
+        at = client.settings
+        about = describe(config, endpoint=at.url, region=at.region, path_style=not at.virtual_host)
+        slots = Slots(config.state_dir, f"{at.url}\0{config.bucket}\0{config.prefix}")
+        return await MountJournal.open(
+            slots, checksum.function("crc64nvme"), about, adopt=not config.ro
+        )
 
     # -- starting --------------------------------------------------------------------------
 
@@ -205,8 +246,16 @@ class Daemon:
                 self._source,
             )
 
-    def _build(self, client: S3Client, background: trio.Nursery) -> _Parts:
+    def _build(
+        self,
+        client: S3Client,
+        journal: MountJournal,
+        background: trio.Nursery,
+        work: trio.Nursery,
+    ) -> _Parts:
         config = self._config
+        staged = journal.slot.staged
+        limit = config.writeback_limit if config.writeback and not config.ro else 0
         budget = MemoryBudget(config.memory)
         blocks = BlockCache(client, budget, background, self._disk)
         cache = MetaCache(
@@ -236,30 +285,35 @@ class Daemon:
         workshop = Workshop(
             store=client,
             blocks=blocks,
-            staging=StagingDirectory(config.state_dir / "staging"),
+            staging=StagingDirectory(staged, journal.checksum, follow=config.writeback),
             budget=budget,
-            nursery=background,
+            nursery=work,
             grid=PartGrid(config.part_size),
             checksum=checksum.function(client.capabilities.checksum),
             max_window=window,
             keep_attributes=config.attributes,
             extra_headers={},
+            journal=journal.journal,
+            backlog=Backlog(limit, config.min_free_space, staged),
         )
         filesystem = FileSystem(
             client, namespace, workshop, exclusive_at_open=config.exclusive_create == "open"
         )
         metrics = Metrics()
         changer = Changer(filesystem)
+        mover = TreeMover(client, journal.journal, work)
         operations = FuseOperations(
             filesystem,
-            Renamer(filesystem, client),
+            Renamer(filesystem, client, mover),
             changer,
             Xattrs(filesystem, changer, ObjectFacts(filesystem, client, client), client),
             metrics,
             ttl=config.metadata_ttl,
             writeback_cache=True,
         )
-        return _Parts(client, blocks, index, budget, filesystem, operations, metrics)
+        return _Parts(
+            client, blocks, index, journal, workshop, budget, filesystem, mover, operations, metrics
+        )
 
     def _make_index(self, client: S3Client, defaults: Defaults) -> AttributeIndex:
         """The attribute index of the bucket.
@@ -279,7 +333,7 @@ class Daemon:
 
     # -- serving ---------------------------------------------------------------------------
 
-    async def _serve(self, parts: _Parts) -> Sequence[OpenFile]:
+    async def _serve(self, parts: _Parts, background: trio.Nursery) -> Sequence[OpenFile]:
         """Mount, serve until unmounted, and return the files that could not be saved."""
         self._kernel.mount(parts.operations, relay=not self._config.no_fast_init)
         try:
@@ -287,10 +341,9 @@ class Daemon:
                 await self._kernel.greet()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_unmounted, nursery.cancel_scope)
-                await self._get_ready(parts, nursery)
+                await self._get_ready(parts, nursery, background)
             notify.stopping("saving what is not in the store yet")
-            with trio.CancelScope(shield=True, deadline=self._deadline()):
-                left = await self._drain(parts)
+            left = await self._ending.drain(parts.filesystem)
         except trio.TooSlowError as error:
             raise MountError("the mount did not answer its first request", 2) from error
         finally:
@@ -299,14 +352,13 @@ class Daemon:
             self._ended.set()
         return left
 
-    def _deadline(self) -> float:
-        return trio.current_time() + self._config.shutdown_timeout
-
     async def _until_unmounted(self, scope: trio.CancelScope) -> None:
         await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
         scope.cancel()
 
-    async def _get_ready(self, parts: _Parts, nursery: trio.Nursery) -> None:
+    async def _get_ready(
+        self, parts: _Parts, nursery: trio.Nursery, background: trio.Nursery
+    ) -> None:
         with trio.fail_after(ANSWER_TIMEOUT):
             await trio.to_thread.run_sync(os.stat, self._config.mountpoint, abandon_on_cancel=True)
         if not parts.operations.initialised:
@@ -317,79 +369,11 @@ class Daemon:
             control.socket_path(self._config.mountpoint),
             self._handlers(parts),
         )
-        nursery.start_soon(self._heed_signals, parts)
+        background.start_soon(self._ending.heed_signals, parts.filesystem)
         nursery.start_soon(parts.operations.callers.watch)
         log.info("%s is mounted at %s", self._source, self._config.mountpoint)
         logs.detach()
         notify.ready(f"{self._source} is mounted at {self._config.mountpoint}")
-
-    async def _heed_signals(self, parts: _Parts) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                if self._stopping:
-                    log.warning("told to stop twice: leaving at once")
-                    pyfuse3.terminate()
-                    return
-                self._stopping = True
-                log.info("told to stop by %s", signal.Signals(number).name)
-                parts_nursery = trio.lowlevel.current_task().parent_nursery
-                assert parts_nursery is not None
-                parts_nursery.start_soon(self._stop, parts)
-
-    async def _stop(self, parts: _Parts) -> None:
-        """Unmount; whoever still uses the mount keeps what is open, for a while."""
-        notify.stopping("unmounting")
-        await self._push_pages()
-        await self._save_all(parts.filesystem)
-        if not self._kernel.unmount():
-            await trio.sleep(BUSY_PATIENCE)
-            self._kernel.unmount(lazy=True)
-        # pyfuse3.main() returns, and this is cancelled, when nobody uses the mount any more.
-        await parts.filesystem.handles.wait_closed(self._config.shutdown_timeout)
-        if not parts.filesystem.handles.in_use:
-            pyfuse3.terminate()  # Somebody's working directory is no reason to stay.
-            return
-        log.warning("files are still open at %s, stopping without them", self._config.mountpoint)
-        pyfuse3.terminate()
-
-    async def _push_pages(self) -> None:
-        """Have the kernel write back what programs changed through mmap(2).
-
-        In another process: syncfs(2) would wait for us with our own interpreter blocked.
-        """
-        with trio.move_on_after(self._config.timeout):
-            command = ["sync", "--file-system", str(self._config.mountpoint)]
-            await trio.run_process(command, check=False, capture_stderr=True)
-
-    # -- saving ----------------------------------------------------------------------------
-
-    async def _save_all(self, filesystem: FileSystem) -> Sequence[OpenFile]:
-        """Save everything that is dirty, many files at a time; return what could not be."""
-        left: list[OpenFile] = []
-        slots = trio.CapacityLimiter(DRAIN_PARALLEL)
-
-        async def save(file: OpenFile) -> None:
-            async with slots:
-                try:
-                    await filesystem.open_files.save(file)
-                except (StoreError, PosixError) as error:
-                    log.error("%s: could not be saved: %s", file.inode.name, error)
-                    left.append(file)
-
-        for directory in list(filesystem.markers.unsaved):
-            await filesystem.markers.save(directory)
-        async with trio.open_nursery() as nursery:
-            for file in list(filesystem.files.values()):
-                if file.dirty:
-                    nursery.start_soon(save, file)
-        return left
-
-    async def _drain(self, parts: _Parts) -> Sequence[OpenFile]:
-        left = await self._save_all(parts.filesystem)
-        for file in left:
-            path = file.keep()
-            log.error("%s: its unsaved bytes are kept in %s", file.inode.name, path)
-        return left
 
     # -- commands --------------------------------------------------------------------------
 
@@ -403,10 +387,14 @@ class Daemon:
         async def umount(request: Mapping[str, object], progress: Progress) -> object:
             return await self._umount(parts, request, progress)
 
+        async def recover(request: Mapping[str, object], progress: Progress) -> object:
+            return await self._recover(parts, request)
+
         return {
             "hello": control.hello(self._config.mountpoint, self._source),
             "status": status,
             "sync": sync,
+            "recover": recover,
             "umount": umount,
         }
 
@@ -432,12 +420,25 @@ class Daemon:
         }
 
     async def _sync(self, parts: _Parts, progress: Progress) -> object:
-        await self._push_pages()
+        await self._ending.push_pages()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_progress, parts, progress)
-            left = await self._save_all(parts.filesystem)
+            left = await save_all(parts.filesystem)
             nursery.cancel_scope.cancel()
         return {"left": [os.fsdecode(file.inode.name) for file in left]}
+
+    async def _recover(self, parts: _Parts, request: Mapping[str, object]) -> object:
+        workshop, names = parts.workshop, request.get("names")
+        if not isinstance(names, list):
+            raise MountError("the names of the files are missing", 1)
+        keeper = Keeper(
+            parts.client, parts.journal, workshop.grid, attributes=self._config.attributes
+        )
+        result = await act(keeper, str(request.get("action")), [str(name) for name in names])
+        for key in result["done"]:
+            above, _, segment = key.rpartition("/")
+            parts.filesystem.cache.drop(f"{above}/" if above else "", segment)
+        return result
 
     async def _tell_progress(self, parts: _Parts, progress: Progress) -> None:
         while True:
@@ -450,10 +451,12 @@ class Daemon:
         self, parts: _Parts, request: Mapping[str, object], progress: Progress
     ) -> object:
         lazy, force = bool(request.get("lazy")), bool(request.get("force"))
-        result = await self._sync(parts, progress)
-        assert isinstance(result, dict)
-        if result["left"] and not force and not lazy:
-            raise MountError(f"{len(result['left'])} files could not be uploaded; see the log")
+        result: object = None
+        with trio.move_on_after(FORCE_PATIENCE if lazy or force else math.inf):
+            result = await self._sync(parts, progress)
+        left = result["left"] if isinstance(result, dict) else ()
+        if left and not force and not lazy:
+            raise MountError(f"{len(left)} files could not be uploaded; see the log")
         if not self._kernel.unmount(lazy=lazy or force):
             raise MountError(_busy(self._config.mountpoint))
         if force:

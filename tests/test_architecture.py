@@ -34,6 +34,7 @@ LAYERS = (
         "s3mount.config",
         "s3mount.control",
         "s3mount.controlclient",
+        "s3mount.journaling",
         "s3mount.kernel",
         "s3mount.logs",
         "s3mount.mounts",
@@ -41,6 +42,7 @@ LAYERS = (
         "s3mount.options",
         "s3mount.values",
     ),
+    ("s3mount.ending",),
     ("s3mount.daemon",),
     ("s3mount.demo",),
     ("s3mount.cli", "s3mount.__main__"),
@@ -50,7 +52,13 @@ LAYERS = (
 S3_USERS = ("s3mount.s3", "s3mount.daemon", "s3mount.cli")
 
 DOORS: Mapping[str, tuple[str, ...]] = {
-    "pyfuse3": ("s3mount.fuse", "s3mount.request", "s3mount.kernel", "s3mount.daemon"),
+    "pyfuse3": (
+        "s3mount.fuse",
+        "s3mount.request",
+        "s3mount.kernel",
+        "s3mount.ending",
+        "s3mount.daemon",
+    ),
     "boto3": ("s3mount.s3.session", "s3mount.demo"),
     "botocore": ("s3mount.s3.session", "s3mount.demo"),
     "awscrt": ("s3mount.s3.checksum",),

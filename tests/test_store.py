@@ -24,6 +24,8 @@ from s3mount.errors import (
 from s3mount.s3.client import S3Client
 from s3mount.s3.probe import probe
 from s3mount.s3.store import ABSENT, MIN_PART_SIZE, FileSlice, ObjectStore, Precondition
+from s3mount.write import orphans
+from s3mount.write.records import UploadRecord
 from tests.mounts import Bucket
 from tests.servers import Server
 from tests.stores import client_for, content_of, own_prefix, random_bytes, shared_bucket
@@ -309,6 +311,61 @@ async def test_completion_refuses_another_version(store: S3Client):
         await store.complete_upload("big", upload, [part], condition=Precondition(etag=base.etag))
     assert await content_of(store, "big") == b"somebody else"
     await store.abort_upload("big", upload)
+
+
+async def test_unfinished_uploads_of_a_key_are_listed_with_their_parts(store: S3Client):
+    one = await store.create_upload("big", headers={}, copies=False)
+    two = await store.create_upload("big", headers={}, copies=False)
+    other = await store.create_upload("bigger", headers={})
+    part = await store.upload_part("big", two, 3, [b"part"])
+    listed = {upload.id: upload for upload in await store.list_uploads("big")}
+    assert set(listed) == {one, two}
+    assert all(upload.begun_ns > 0 for upload in listed.values())
+    assert await store.list_parts("big", one) == []
+    (found,) = await store.list_parts("big", two)
+    assert (found.number, found.size, found.etag) == (3, 4, part.etag)
+    for key, upload in (("big", one), ("big", two), ("bigger", other)):
+        await store.abort_upload(key, upload)
+    assert await store.list_uploads("big") == []
+    with pytest.raises(NotFound):
+        await store.list_parts("big", two)
+
+
+async def begun(key: str, store: ObjectStore) -> float:
+    """When an upload of *key* was begun: by the clock of the store, which moto has stopped."""
+    return max(upload.begun_ns for upload in await store.list_uploads(key)) / 1e9
+
+
+async def test_an_upload_that_only_the_store_knows_is_aborted(
+    store: S3Client, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(orphans, "QUIET", 0.0)
+    ours = await store.create_upload("big", headers={}, copies=False)
+    in_use = await store.create_upload("big", headers={}, copies=False)
+    await store.upload_part("big", in_use, 1, [b"part"])
+    intended = UploadRecord("big", "", {}, time=await begun("big", store))
+    assert await orphans.abort_unnamed(store, intended, set)
+    assert [upload.id for upload in await store.list_uploads("big")] == [in_use]
+    with pytest.raises(NotFound):
+        await store.list_parts("big", ours)
+    await store.abort_upload("big", in_use)
+
+
+async def test_an_upload_that_may_be_of_somebody_else_is_left_alone(
+    store: S3Client, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(orphans, "QUIET", 0.0)
+    one = await store.create_upload("big", headers={}, copies=False)
+    now = await begun("big", store)
+    for since in (now + 3600, now - 3600):  # It was begun long before, or long after.
+        assert await orphans.abort_unnamed(store, UploadRecord("big", "", {}, time=since), set)
+    intended = UploadRecord("big", "", {}, time=now)
+    assert await orphans.abort_unnamed(store, intended, lambda: {one})
+    two = await store.create_upload("big", headers={}, copies=False)
+    assert await orphans.abort_unnamed(store, intended, set)
+    assert {upload.id for upload in await store.list_uploads("big")} == {one, two}
+    for upload in (one, two):
+        await store.abort_upload("big", upload)
 
 
 async def test_an_aborted_upload_leaves_nothing(store: S3Client):

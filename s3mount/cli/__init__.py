@@ -13,6 +13,8 @@ EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 1, 4, 8
 # A bucket with one of these names is mounted as s3://NAME.
 COMMANDS: Mapping[str, str] = {
     "demo": "s3mount.cli.demo",
+    "recover": "s3mount.cli.recover",
+    "sync": "s3mount.cli.sync",
     "umount": "s3mount.cli.umount",
 }
 

@@ -18,8 +18,10 @@ from s3mount.options import (
 USAGE = """\
 s3mount BUCKET[/PREFIX] MOUNTPOINT [options]
        s3mount umount MOUNTPOINT
+       s3mount sync [PATH]
+       s3mount recover [BUCKET]
        s3mount demo
-       s3mount help [umount|demo]"""
+       s3mount help [umount|sync|recover|demo]"""
 
 DESCRIPTION = """\
 Mounts an S3 bucket as a directory.  The command returns when the mount answers;

@@ -41,7 +41,7 @@ class Changer:
             if changes.size is not None and changes.size != file.size:
                 await file.truncate(changes.size)
                 if handle_number is None and file.handles == 1:
-                    await self._fs.open_files.save(file)
+                    await self._fs.open_files.make_safe(file)
             self._apply(file, changes)
             return self._fs.stat_file(inode, file)
 

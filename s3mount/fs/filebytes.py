@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import trio
 
@@ -31,6 +32,7 @@ from s3mount.write.upload import Upload
 log = logging.getLogger(__name__)
 
 STREAM_AFTER = 2  # Whole cells: a smaller file is one PUT.
+ABORT_PATIENCE = 10.0  # Seconds; after that the next mount aborts an upload.
 MAX_WAITING_PARTS = 12  # More would only fill the staging disk; the writer waits instead.
 
 
@@ -43,8 +45,9 @@ class FileBytes(ABC):
     `stored_attributes` are those that the store got with the last save, if they are known, and
     `written` the moments by its clock between which that was.
     `attributes` and `size` are what stat(2) shows.  `kept` are the headers of the old object
-    that a new version takes over, None when they are not known.  State changes happen between
-    checkpoints; `save` holds `lock`, and whoever changes bytes waits for it.
+    that a new version takes over, None when they are not known.  `record` names the record in
+    the journal, empty when there is none.  State changes happen between checkpoints; `save` holds
+    `lock`, and whoever changes bytes waits for it.
     """
 
     def __init__(
@@ -78,6 +81,9 @@ class FileBytes(ABC):
         self._running = RunningChecksums(workshop.checksum)
         self._generation = 0
         self._detached = False
+        self.record = ""
+        self._recorded: tuple[object, ...] | None = None  # What of us the journal has.
+        self._superseded: list[Path] = []
 
     # -- what is known ---------------------------------------------------------------------
 
@@ -99,6 +105,11 @@ class FileBytes(ABC):
         return self.lock.locked() or self._upload is not None
 
     @property
+    def upload_id(self) -> str:
+        """The store's name of the upload that parts leave into; empty when there is none."""
+        return self._upload.id if self._upload is not None else ""
+
+    @property
     def unsaved_bytes(self) -> int:
         """How many bytes have to be sent, about."""
         return self._staged.extents.total if self._staged is not None else 0
@@ -106,7 +117,8 @@ class FileBytes(ABC):
     @property
     def may_wait(self) -> bool:
         """Whether a write might have to wait: for a save, or for parts to leave."""
-        if self.lock.locked() or (self._staged is not None and self._staged.dropped):
+        staged = self._staged
+        if self.lock.locked() or (staged is not None and (staged.dropped or staged.secured)):
             return True
         return self._upload is not None and self._upload.waiting >= MAX_WAITING_PARTS - 1
 
@@ -200,6 +212,8 @@ class FileBytes(ABC):
         end = offset + len(data)
         while self._is_dropped(offset, end):
             await self._bring_home()
+        while self._is_secured(offset, end):
+            await self._fork()
         staged = self._stage()
         self._put(staged, offset, data)
         self.size = max(self.size, end)
@@ -215,9 +229,12 @@ class FileBytes(ABC):
         if size > self._workshop.grid.max_size:
             raise PosixError(errno.EFBIG)
         if size == 0 and not self._detached:
-            await self._forget_base()
+            async with self.lock:  # A save that begins meanwhile would send from what is dropped.
+                await self._forget_base()
         while self._is_dropped(size, 1 << 62):
             await self._bring_home()
+        while self._is_secured(size, 1 << 62):
+            await self._fork()
         staged = self._stage()
         low, high = min(size, self.size), max(size, self.size)
         staged.truncate(size)
@@ -228,6 +245,20 @@ class FileBytes(ABC):
 
     def _is_dropped(self, start: int, stop: int) -> bool:
         return self._staged is not None and self._staged.dropped.overlaps(start, stop)
+
+    def _is_secured(self, start: int, stop: int) -> bool:
+        return self._staged is not None and self._staged.secured.overlaps(start, stop)
+
+    async def _fork(self) -> None:
+        """What the journal has promised stays as it is until it has the new bytes, too."""
+        async with self.lock:
+            if self._staged is None or not self._staged.secured:
+                return
+            try:
+                self._superseded.append(await self._staged.fork())
+            except OSError as error:
+                log.error("%s: staging failed: %s", self.inode.name, error)
+                raise PosixError(error.errno or errno.EIO) from error
 
     async def _bring_home(self) -> None:
         """A program goes back to bytes that have left and were dropped: save, and go on.
@@ -245,7 +276,8 @@ class FileBytes(ABC):
         """What is rewritten from empty replaces whatever is there: last close wins."""
         await self._drop_upload()
         if self._staged is not None:
-            self._staged.close()
+            # The journal may have promised these bytes, and not heard of the new ones yet.
+            self._staged.close(self._superseded.append if self.record else Path.unlink)
             self._staged = None
         if self.base is not None:
             self.base = None
@@ -317,6 +349,8 @@ class FileBytes(ABC):
         if last == first or last < STREAM_AFTER or self._detached or self.inode.gone:
             return
         if self._upload is None:
+            if self._workshop.backlog.takes(staged.extents.total):
+                return
             if not staged.extents.covers(
                 grid.cell(last - STREAM_AFTER).start, grid.cell(last - 1).stop
             ):
@@ -327,7 +361,12 @@ class FileBytes(ABC):
             cell = grid.cell(index)
             if not self._upload.has(cell) and staged.extents.covers(cell.start, cell.stop):
                 crc = self._running.of(index, cell.stop)
-                body = staged.body(cell.start, cell.stop)
+                try:
+                    body = staged.body(cell.start, cell.stop)
+                except OSError as error:
+                    # A save will need the room, too, and then somebody hears of it.
+                    log.info("%s: a part does not leave early: %s", self.inode.key, error)
+                    return
                 self._upload.send_early(index + 1, cell, body, crc, staged.departed)
 
     # -- for whoever saves ---------------------------------------------------------------
@@ -351,6 +390,7 @@ class FileBytes(ABC):
 
     async def _fill(self, staged: StagedFile, start: int, stop: int) -> None:
         """Stage the bytes between the changed ones, so that the range can be sent whole."""
+        await staged.check(start, stop)
         reader = self.reader()
         for low, high, inside in list(staged.extents.pieces(start, stop)):
             position = low
@@ -380,10 +420,19 @@ class FileBytes(ABC):
 
     def _new_upload(self, key: str, headers: Mapping[str, str]) -> Upload:
         copies = self.base is not None
-        return Upload(self._workshop.store, self._workshop.nursery, key, headers, copies=copies)
+        workshop = self._workshop
+        return Upload(
+            workshop.store,
+            workshop.nursery,
+            key,
+            headers,
+            workshop.journal,
+            copies=copies,
+            file=self.record,
+        )
 
     async def _drop_upload(self) -> None:
         if self._upload is not None:
             upload, self._upload = self._upload, None
-            with trio.CancelScope(shield=True):
+            with trio.move_on_after(ABORT_PATIENCE, shield=True):
                 await upload.abort()

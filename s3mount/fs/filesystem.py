@@ -297,6 +297,7 @@ class FileSystem:
             if file.stored_key:
                 await self._store.delete(key)
             file.detach()
+        await self.open_files.forgotten()
 
     def _gone(self, parent: Inode, segment: str) -> None:
         self.cache.put(parent.prefix, segment, Absent(self.cache.clock()))

@@ -115,14 +115,14 @@ class Handles:
         return len(data)
 
     async def flush(self, handle_number: int) -> None:
-        """close(2): when it returns, the store has the file."""
+        """close(2): when it returns, the file is safe."""
         handle = self._handles[handle_number]
         if handle.writable or handle.file.changed:
-            await self._files.save(handle.file)
+            await self._files.make_safe(handle.file)
 
     async def fsync(self, handle_number: int) -> None:
-        """fsync(2): when it returns, the store has the file."""
-        await self._files.save(self._handles[handle_number].file)
+        """fsync(2): when it returns, the file is safe."""
+        await self._files.make_safe(self._handles[handle_number].file)
 
     async def release(self, handle_number: int) -> None:
         """The last reference to a handle is gone."""
@@ -130,7 +130,8 @@ class Handles:
         file = handle.file
         try:
             if file.handles == 1 and file.changed and not file.unlinked and file.error is None:
-                await self._files.save(file)  # Pages of a mapping may come after the last close.
+                # Pages of a mapping may come after the last close.
+                await self._files.make_safe(file)
         except (StoreError, PosixError) as error:
             self._workshop.report(file.inode.key, error)
         finally:

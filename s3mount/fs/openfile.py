@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import trio
+
 from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
-from s3mount.errors import Exists, NotFound, PosixError, StoreError
+from s3mount.errors import Exists, NotFound, PosixError, StoreError, Unavailable
 from s3mount.fs.filebytes import FileBytes
 from s3mount.fs.namespace import kept_headers
 from s3mount.s3.store import (
@@ -20,6 +24,17 @@ from s3mount.s3.store import (
     Stored,
 )
 from s3mount.write.extents import ByteRange, Extents, Part, plan_parts
+from s3mount.write.notes import forget
+from s3mount.write.records import (
+    FAILED,
+    INLINE_SIZE,
+    PENDING,
+    Base,
+    FileRecord,
+    Piece,
+    SentPart,
+    UploadRecord,
+)
 from s3mount.write.staging import StagedFile
 from s3mount.write.upload import CopySource
 
@@ -48,8 +63,7 @@ class OpenFile(FileBytes):
         The object under the old key, if there is one, is for the caller to delete.
         """
         async with self.lock:
-            if self.condition.etag is not None:
-                self.condition = ALWAYS  # It was about the object under the old key.
+            self.condition = ALWAYS  # It was about the old key, and rename(2) replaces.
             return await self._save()
 
     async def _save(self) -> Stored:
@@ -65,6 +79,9 @@ class OpenFile(FileBytes):
         except StoreError as error:
             self.error = error
             raise
+        except OSError as error:
+            log.error("%s: staging failed: %s", self.inode.key, error)
+            raise PosixError(error.errno or errno.EIO) from error
         self.error = None
         self.written = stored.between(began_ns)
         return stored
@@ -110,9 +127,8 @@ class OpenFile(FileBytes):
         self._upload = None
         self._running.clear()
         self._generation += 1
-        if self._staged is not None:
-            self._staged.close()
-            self._staged = None
+        self.forget_record()
+        self._drop_staged()
         self.stored_attributes = attributes if declared is None else None
         self.unsaved_attributes = self.attributes != attributes or (
             declared is not None and self._differs(declared)
@@ -159,9 +175,13 @@ class OpenFile(FileBytes):
             return await self._upload.finish(
                 self._plan(staged, size), self._part_body, source, self.condition
             )
-        except (StoreError, PosixError):
-            if not staged.dropped:
-                await self._drop_upload()
+        except (StoreError, PosixError, OSError) as error:
+            if staged.dropped:
+                raise
+            await self._drop_upload()
+            if isinstance(error, NotFound) and error.code == "NoSuchUpload":
+                # Somebody has aborted it; everything is still here for another one.
+                raise Unavailable(str(error), code=error.code, status=error.status) from error
             raise
 
     def _plan(self, staged: StagedFile, size: int) -> Sequence[Part]:
@@ -234,31 +254,150 @@ class OpenFile(FileBytes):
         """The name is gone: the bytes live on for open handles, and nothing is saved."""
         self.unlinked = True
         self._detached = True
+        self.forget_record()
         if self._upload is not None:
             self._workshop.nursery.start_soon(self._drop_upload)
 
     def close(self) -> None:
         """Drop the staged bytes."""
+        self._drop_staged()
+
+    def _drop_staged(self) -> None:
         if self._staged is not None:
-            self._staged.close()
+            # What the journal speaks of is removed when it does so no more, on the disk.
+            secured = bool(self._staged.secured)
+            self._staged.close(self._workshop.journal.discard if secured else Path.unlink)
             self._staged = None
 
-    def keep(self) -> Path | None:
-        """Leave unsaved bytes on the disk, where they can be recovered; None: there are none."""
-        if self._staged is None:
-            return None
-        staged, self._staged = self._staged, None
-        return staged.keep(
-            {
-                "key": self.inode.key,
-                "size": self.size,
-                "base_etag": self.base.etag if self.base is not None else None,
-                "headers": self.headers(),
-                "reason": str(self.error),
-                "time": time.time(),
-                "upload": self._upload.record() if self._upload is not None else None,
-            }
+    # -- the journal -----------------------------------------------------------------------
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the journal has the file as it is."""
+        return self._recorded is not None and self._recorded == self._mark()
+
+    @property
+    def recorded_bytes(self) -> bool:
+        """Whether the journal has the bytes as they are; the attributes may have changed since."""
+        return self._recorded is not None and self._recorded[0] == self._generation
+
+    @property
+    def is_here(self) -> bool:
+        """Whether all that is unsaved is here, so that the journal can have it."""
+        return self._upload is None and not (self._staged is not None and self._staged.dropped)
+
+    def _mark(self) -> tuple[object, ...]:
+        return (self._generation, self.attributes, self.inode.key, self.stored_key, self.condition)
+
+    async def acknowledge(self) -> None:
+        """Return when the journal has everything, on the disk.  Raises `OSError`."""
+        async with self.lock:
+            if self.dirty and not self.acknowledged:
+                if self.recorded_bytes:
+                    self.note()
+                else:
+                    await self._record()
+        await self._workshop.journal.commit()
+
+    def note(self) -> None:
+        """Tell the journal what has changed beside the bytes.  Raises `OSError`."""
+        fields = self._describe().fields()
+        for name in ("pieces", "staged", "size", "base_limit"):
+            del fields[name]
+        self._workshop.journal.change(self.record, fields)
+        self._recorded = self._mark()
+
+    async def _record(self, state: str = PENDING) -> None:
+        staged, pieces, blob = self._staged, [], b""
+        if staged is not None and (staged.extents.total > INLINE_SIZE or staged.dropped):
+            pieces = list(await staged.secure())
+        elif staged is not None:
+            pieces = [Piece(extent.start, extent.stop, 0) for extent in staged.extents]
+            blob = b"".join(staged.read(piece.start, piece.stop) for piece in pieces)
+        # No checkpoint from here on: what is described is what is recorded.
+        where = "" if staged is None or staged.path is None or blob else staged.path.name
+        record = self._describe(pieces, where, state)
+        self.record = self.record or secrets.token_hex(8)
+        self._workshop.journal.put(self.record, record.fields(), blob)
+        self._recorded = self._mark()
+        for path in self._superseded:
+            self._workshop.journal.discard(path)
+        self._superseded.clear()
+
+    def _describe(
+        self, pieces: Sequence[Piece] = (), staged: str = "", state: str = PENDING
+    ) -> FileRecord:
+        base = self.base
+        return FileRecord(
+            key=self.inode.key,
+            size=self.size,
+            attributes=self.attributes,
+            kept=self.kept,
+            base=None if base is None else Base(base.key, base.etag, base.size),
+            base_limit=self._staged.base_limit if self._staged is not None else 0,
+            condition=self.condition,
+            stored_key=self.stored_key,
+            pieces=pieces,
+            staged=staged,
+            state=state,
+            reason=str(self.error or ""),
+            time=time.time(),
         )
+
+    def forget_record(self) -> None:
+        """The journal need not know of this file any more."""
+        if self.record:
+            forget(self._workshop.journal, self.record)
+            for path in self._superseded:
+                self._workshop.journal.discard(path)
+            self._superseded.clear()
+            self.record, self._recorded = "", None
+
+    async def keep(self) -> None:
+        """Leave unsaved bytes to people, who find them by ``s3mount recover``.
+
+        Raises `OSError` when the disk does not take them.
+        """
+        if self._staged is None and not self.record:
+            return
+        with trio.CancelScope(shield=True):
+            if self.recorded_bytes:
+                failed = {"state": FAILED, "reason": str(self.error or "")}
+                self._workshop.journal.change(self.record, failed)
+            else:
+                await self._record(FAILED)
+            if self._upload is not None and self._staged is not None and self._staged.dropped:
+                sent = {"upload": self._upload.id, "sent": self._upload.sent()}
+                self._workshop.journal.change(self.record, sent)
+                self._upload.let_go()
+                self._upload = None
+            await self._workshop.journal.commit()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let go of the bytes, which the journal names."""
+        if self._staged is not None:
+            self._staged.close(lambda path: None)
+            self._staged = None
+        self.record, self._recorded = "", None
+
+    def restore(self, name: str, record: FileRecord, staged: StagedFile) -> None:
+        """Be as an earlier daemon left this file in its journal."""
+        self._staged = staged
+        self.record = name
+        self.size = record.size
+        self.condition = record.condition
+        self.stored_key = record.stored_key
+        self._recorded = self._mark()
+
+    def found(self, etag: str) -> None:
+        """The store has it already: only that was not written down any more."""
+        self._adopt(self.inode.key, Stored(etag), self.size, self.attributes)
+
+    def resume(self, upload: UploadRecord, sent: Sequence[SentPart]) -> None:
+        """Go on with the upload of this file that an earlier daemon began."""
+        self._upload = self._new_upload(upload.key, upload.headers)
+        self._upload.resume(upload.upload, sent)
 
     def rebase(self, key: str, etag: str) -> None:
         """The object has been copied to *key*, with the tree that it is in."""

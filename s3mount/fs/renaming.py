@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from s3mount.fs.inodes import Inode
 from s3mount.fs.names import FOLDER
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.tree import TreeMover
-from s3mount.s3.store import ObjectStore
+from s3mount.s3.store import ALWAYS, ObjectStore
 
 RENAME_NOREPLACE = 1
 
@@ -22,10 +23,10 @@ RENAME_NOREPLACE = 1
 class Renamer:
     """rename(2) on a `FileSystem`: server-side copies, then deletions."""
 
-    def __init__(self, filesystem: FileSystem, store: ObjectStore) -> None:
+    def __init__(self, filesystem: FileSystem, store: ObjectStore, mover: TreeMover) -> None:
         self._fs = filesystem
         self._store = store
-        self._mover = TreeMover(store)
+        self._mover = mover
 
     async def rename(
         self, parent_number: int, name: bytes, new_parent_number: int, new_name: bytes, flags: int
@@ -76,19 +77,31 @@ class Renamer:
             raise PosixError(errno.EISDIR)
         replaced = self._fs.files.get(target) if target is not None else None
         if replaced is None:
-            await self._move_file(source, None, parent, name, segment)
+            shadowed = "" if target is None else target.key
+            await self._move_file(source, None, shadowed, parent, name, segment)
             return
         await replaced.keep_content()
         try:
             async with replaced.lock:  # What it saves meanwhile would undo the rename.
-                await self._move_file(source, replaced, parent, name, segment)
+                shadowed = replaced.stored_key
+                await self._move_file(source, replaced, shadowed, parent, name, segment)
         finally:
             self._fs.open_files.settle(replaced)
 
     async def _move_file(
-        self, source: Inode, replaced: OpenFile | None, parent: Inode, name: bytes, segment: str
+        self,
+        source: Inode,
+        replaced: OpenFile | None,
+        shadowed: str,
+        parent: Inode,
+        name: bytes,
+        segment: str,
     ) -> None:
+        """Move a file; *shadowed* is the key of the object that the store has at the new name."""
         file = await self._fs.file_of(source)
+        if file.acknowledged and not file.stored_key and not file.lock.locked():
+            await self._rename_waiting(file, replaced, shadowed, parent, name, segment)
+            return
         file.handles += 1
         old = (source.parent, source.name, source.segment)
         assert old[0] is not None
@@ -112,6 +125,31 @@ class Renamer:
             file.handles -= 1
             self._fs.open_files.settle(file)
 
+    async def _rename_waiting(
+        self,
+        file: OpenFile,
+        replaced: OpenFile | None,
+        shadowed: str,
+        parent: Inode,
+        name: bytes,
+        segment: str,
+    ) -> None:
+        """Rename a file that only the journal has: no request to the store."""
+        source = file.inode
+        assert source.parent is not None
+        old_parent, old_segment = source.parent, source.segment
+        # No checkpoint between these: both names change for everybody at once.
+        self._fs.inodes.move(source, parent, name, segment)
+        file.attributes = replace(file.attributes, ctime_ns=time.time_ns())
+        file.condition = ALWAYS
+        file.stored_key = shadowed  # Ours to remove with this name.
+        with contextlib.suppress(OSError):  # Then `make_safe` finds another way.
+            file.note()
+        if replaced is not None:
+            replaced.detach()
+        self._fs.cache.put(old_parent.prefix, old_segment, Absent(self._fs.cache.clock()))
+        await self._fs.open_files.make_safe(file)
+
     async def _rename_directory(
         self, source: Inode, target: Inode | None, parent: Inode, name: bytes, segment: str
     ) -> None:
@@ -127,7 +165,7 @@ class Renamer:
         attributes = (await self._fs.getattr(source.number)).attributes
         assert source.parent is not None
         old_parent, old_segment = source.parent, source.segment
-        moved = await self._mover.move(old, new)
+        moved = await self._mover.move(old, new, replacing=target is not None)
         if not moved:
             await self._fs.markers.put(new, attributes)
         self._fs.cache.drop_tree(old)
@@ -141,6 +179,7 @@ class Renamer:
         self._fs.namespace.index.moved(old, new)
         self._fs.namespace.index.forget(old_parent.prefix, old_segment, directory=True)
         self._fs.markers.written(new, attributes)
+        await self._fs.open_files.renamed(new)
 
     def _moved_files(self, old: str, new: str, moved: Mapping[str, str]) -> None:
         """Files that are open in a renamed tree have other objects below them now."""

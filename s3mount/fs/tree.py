@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import errno
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
 
 import trio
 
-from s3mount.errors import NotFound, StoreError
+from s3mount.errors import NotFound, PosixError, StoreError, Unavailable
 from s3mount.s3.store import (
     ALWAYS,
     MAX_COPY_SIZE,
@@ -15,36 +20,216 @@ from s3mount.s3.store import (
     Precondition,
     Stored,
 )
+from s3mount.write.journal import Journal
+from s3mount.write.notes import begin_upload, forget
+from s3mount.write.records import COPYING, DELETING, UNDOING, TreeRecord
 
+log = logging.getLogger(__name__)
+
+CLOCK_LEEWAY = 60.0  # Seconds.
+RETRY_FIRST, RETRY_MOST = 1.0, 30.0  # Seconds.
 PARALLEL_COPIES = 32
 DELETE_BATCH = 1000  # S3's limit of DeleteObjects.
 COPY_PART_SIZE = 1 << 30
 
 
+@dataclass(slots=True)
+class _Unfinished:
+    """A renaming whose deletions have failed, and what was to be deleted."""
+
+    record: TreeRecord
+    objects: InitVar[Sequence[ListedObject]]
+    versions: dict[str, tuple[str, int]] = field(init=False)
+    lock: trio.Lock = field(default_factory=trio.Lock)
+
+    def __post_init__(self, objects: Sequence[ListedObject]) -> None:
+        self.versions = {listed.key: (listed.etag, listed.modified_ns) for listed in objects}
+
+    def is_left(self, listed: ListedObject) -> bool:
+        """Whether an object is still the one that was to be deleted."""
+        return self.versions.get(listed.key) == (listed.etag, listed.modified_ns)
+
+
 class TreeMover:
-    """Copies all objects under a prefix to another one, and then deletes them."""
+    """Copies all objects under a prefix to another one, and then deletes them.
 
-    def __init__(self, store: ObjectStore) -> None:
+    The journal hears of it first, so that after a crash the next mount brings it to its end
+    (`finish`), and the tree is whole under one name.  Deletions that fail are tried again in
+    *nursery* until they succeed.
+    """
+
+    def __init__(self, store: ObjectStore, journal: Journal, nursery: trio.Nursery) -> None:
         self._store = store
+        self._journal = journal
+        self._nursery = nursery
+        self._unfinished: dict[str, _Unfinished] = {}
 
-    async def move(self, old: str, new: str) -> dict[str, str]:
+    async def move(self, old: str, new: str, *, replacing: bool) -> dict[str, str]:
         """Move everything under *old* to *new*; the new ETags by new key.
+
+        *replacing*: there is an empty directory *new*.
 
         Nothing is deleted before everything is copied, so a failure leaves the old tree
         whole.  What was copied by then is removed again.  Raises `StoreError`.
         """
+        await self._finish_overlapping(old, new)
         objects = [listed async for page in self._pages(old) for listed in page]
         moved: dict[str, str] = {}
+        note = await self._intend(TreeRecord(old, new, COPYING, time.time()))
         try:
             await self._copy_all(objects, old, new, moved)
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
-                await self._store.delete_many(list(moved))
+                record = TreeRecord(old, new, UNDOING, time.time())
+                await self._undo(note, record, list(moved), [new] if replacing else [])
             raise
-        await self._delete_tree([listed.key for listed in objects], old)
+        record = TreeRecord(old, new, DELETING, time.time())
+        await self._intend(record, note)
+        try:
+            await self._delete_tree([listed.key for listed in objects], old)
+        except StoreError as error:
+            self._finish_later(note, record, objects)
+            if not isinstance(error, Unavailable):
+                raise
+            log.warning("%s: renamed, and not all of it is deleted yet: %s", old, error)
+            return moved
+        forget(self._journal, note)
         return moved
 
-    async def _delete_tree(self, keys: Sequence[str], prefix: str) -> None:
+    async def _intend(self, record: TreeRecord, name: str = "") -> str:
+        """Write down what is about to be done, and return the name of the record."""
+        name = name or secrets.token_hex(8)
+        try:
+            self._journal.put(name, record.fields())
+            await self._journal.commit()
+        except OSError as error:
+            if record.phase == COPYING:
+                forget(self._journal, name)
+                log.error("%s is not renamed: the journal cannot be written: %s", record.old, error)
+                raise PosixError(error.errno or errno.EIO) from error
+        return name
+
+    async def _undo(
+        self, note: str, record: TreeRecord, copies: Sequence[str], kept: Sequence[str]
+    ) -> None:
+        """Remove what was copied: the program hears that nothing was renamed, and so it stays."""
+        await self._intend(record, note)
+        try:
+            await self._delete_tree(copies, record.new, kept)
+        except StoreError as error:
+            log.warning("%s: copies stay there until the next mount: %s", record.new, error)
+            return
+        forget(self._journal, note)
+
+    # -- later -----------------------------------------------------------------------------
+
+    def _finish_later(self, note: str, record: TreeRecord, objects: Sequence[ListedObject]) -> None:
+        unfinished = self._unfinished[note] = _Unfinished(record, objects)
+        self._nursery.start_soon(self._finish_until_finished, note, unfinished)
+
+    async def _finish_until_finished(self, note: str, unfinished: _Unfinished) -> None:
+        delay = RETRY_FIRST
+        while note in self._unfinished:
+            await trio.sleep(delay)
+            delay = min(2 * delay, RETRY_MOST)
+            try:
+                await self._finish_now(note, unfinished)
+            except StoreError as error:
+                log.info("%s: still not deleted: %s", unfinished.record.old, error)
+
+    async def _finish_now(self, note: str, unfinished: _Unfinished) -> None:
+        async with unfinished.lock:
+            if note not in self._unfinished:
+                return
+            old = unfinished.record.old
+            here = [listed async for page in self._pages(old) for listed in page]
+            await self._delete_some(here, unfinished.is_left, old)
+            del self._unfinished[note]
+            forget(self._journal, note)
+            log.info("%s: deleted, as it is %s now", old, unfinished.record.new)
+
+    async def _finish_overlapping(self, *prefixes: str) -> None:
+        """What is still to be deleted must not be moved, or hold what is moved, by then."""
+        for note, unfinished in list(self._unfinished.items()):
+            ends = unfinished.record.old, unfinished.record.new
+            if any(a.startswith(b) or b.startswith(a) for a in ends for b in prefixes):
+                await self._finish_now(note, unfinished)
+
+    # -- after a crash ---------------------------------------------------------------------
+
+    async def finish(self, name: str, record: TreeRecord) -> None:
+        """Bring a renaming to its end that a crash has interrupted.  Raises `StoreError`.
+
+        What somebody has written under the old name after that stays there.
+        """
+        old, new = record.old, record.new
+        there = {o.key: o async for page in self._pages(new) for o in page}
+        here = [listed async for page in self._pages(old) for listed in page]
+        if record.phase == UNDOING:
+            await self._remove_copies(here, there, record)
+            forget(self._journal, name)
+            return
+        if record.phase == COPYING:
+            await self._copy_missing(here, there, old, new)
+            record = TreeRecord(old, new, DELETING, time.time())
+            await self._intend(record, name)
+            left = here
+        else:
+            latest = _latest_ns(record)
+            left = [o for o in here if o.modified_ns <= latest and new + o.key[len(old) :] in there]
+        unfinished = _Unfinished(record, left)
+        try:
+            await self._delete_some(here, unfinished.is_left, old)
+        except StoreError:
+            self._finish_later(name, record, left)
+            raise
+        forget(self._journal, name)
+
+    async def _remove_copies(
+        self,
+        here: Sequence[ListedObject],
+        there: Mapping[str, ListedObject],
+        record: TreeRecord,
+    ) -> None:
+        sizes = {record.new + listed.key[len(record.old) :]: listed.size for listed in here}
+
+        def is_copy(listed: ListedObject) -> bool:
+            early = listed.modified_ns <= _latest_ns(record)
+            return early and sizes.get(listed.key) == listed.size
+
+        await self._delete_some(list(there.values()), is_copy, record.new)
+
+    async def _copy_missing(
+        self,
+        here: Sequence[ListedObject],
+        there: Mapping[str, ListedObject],
+        old: str,
+        new: str,
+    ) -> None:
+        missing = []
+        for listed in here:
+            copy = there.get(new + listed.key[len(old) :])
+            # A copy that is younger than its source has all that the source had.
+            if copy is None or copy.modified_ns <= listed.modified_ns:
+                missing.append(listed)
+        await self._copy_all(missing, old, new, {})
+
+    # -- deleting --------------------------------------------------------------------------
+
+    async def _delete_some(
+        self,
+        here: Sequence[ListedObject],
+        chosen: Callable[[ListedObject], bool],
+        prefix: str,
+    ) -> None:
+        """Delete the chosen objects of a tree, and the directories in which none stays."""
+        keys = [listed.key for listed in here if chosen(listed)]
+        kept = [listed.key for listed in here if not chosen(listed)]
+        await self._delete_tree(keys, prefix, kept)
+
+    async def _delete_tree(
+        self, keys: Sequence[str], prefix: str, kept: Sequence[str] = ()
+    ) -> None:
         """Delete the objects of a tree, the directories last and from the inside out.
 
         Also those that have no marker: some stores (SeaweedFS) go on listing a directory
@@ -52,10 +237,9 @@ class TreeMover:
         """
         directories = {prefix}
         for key in keys:
-            end = key.rfind("/", len(prefix))
-            while end >= 0 and key[: end + 1] not in directories:
-                directories.add(key[: end + 1])
-                end = key.rfind("/", len(prefix), end)
+            directories.update(_directories_of(key, prefix))
+        for key in kept:
+            directories.difference_update(_directories_of(key, prefix), (prefix, key))
         await self.delete([key for key in keys if not key.endswith("/")])
         await self.delete(sorted(directories, key=lambda name: (-name.count("/"), name)))
 
@@ -94,7 +278,9 @@ class TreeMover:
             for listed in queue:
                 target = new + listed.key[len(old) :]
                 try:
-                    moved[target] = (await copy_object(self._store, listed, target)).etag
+                    moved[target] = (
+                        await copy_object(self._store, self._journal, listed, target)
+                    ).etag
                 except StoreError as error:
                     errors.append(error)
                     nursery.cancel_scope.cancel()
@@ -106,8 +292,25 @@ class TreeMover:
             raise errors[0]
 
 
+def _directories_of(key: str, prefix: str) -> Iterator[str]:
+    """The directories below *prefix* that *key* is in, or is the marker of."""
+    end = key.rfind("/", len(prefix))
+    while end >= 0:
+        yield key[: end + 1]
+        end = key.rfind("/", len(prefix), end)
+
+
+def _latest_ns(record: TreeRecord) -> int:
+    # The clocks of the store and of this machine may differ by a little.
+    return int((record.time + CLOCK_LEEWAY) * 1e9)
+
+
 async def copy_object(
-    store: ObjectStore, source: ListedObject, target: str, condition: Precondition = ALWAYS
+    store: ObjectStore,
+    journal: Journal,
+    source: ListedObject,
+    target: str,
+    condition: Precondition = ALWAYS,
 ) -> Stored:
     """Copy one object with its metadata, in parts where it is too large for one request."""
     if source.size <= MAX_COPY_SIZE:
@@ -121,7 +324,8 @@ async def copy_object(
             # SeaweedFS shows the marker of a directory everywhere, and cannot copy it.
             headers = await _headers(store, source.key)
             return await store.put(target, [], headers=headers, condition=condition)
-    upload_id = await store.create_upload(target, headers=await _headers(store, source.key))
+    headers = await _headers(store, source.key)
+    upload_id, note = await begin_upload(store, journal, target, headers)
     try:
         parts = [
             await store.copy_part(
@@ -135,11 +339,14 @@ async def copy_object(
             )
             for number, start in enumerate(range(0, source.size, COPY_PART_SIZE), 1)
         ]
-        return await store.complete_upload(target, upload_id, parts, condition=condition)
+        stored = await store.complete_upload(target, upload_id, parts, condition=condition)
     except BaseException:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
             await store.abort_upload(target, upload_id)
+            note.done()
         raise
+    note.done()
+    return stored
 
 
 async def _headers(store: ObjectStore, key: str) -> dict[str, str]:

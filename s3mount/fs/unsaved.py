@@ -23,6 +23,7 @@ from s3mount.fs.inodes import Inode, InodeTable
 from s3mount.fs.markers import ATTRIBUTE_DELAY
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.workshop import Workshop
+from s3mount.fs.writeback import LOST_ERRORS, WriteBack
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,13 @@ class OpenFiles:
         self._inodes = inodes
         self._cache = cache
         self._retried: set[OpenFile] = set()
+        self._keeping: set[OpenFile] = set()
+        self._kept = trio.lowlevel.ParkingLot()
+        backlog = workshop.backlog
+        self.writeback: WriteBack | None = None
+        if backlog.max_size:
+            self.writeback = WriteBack(backlog, workshop.nursery, self.save, self.settle)
+            workshop.nursery.start_soon(self.writeback.run)
 
     def add(self, file: OpenFile) -> None:
         """Take a file in."""
@@ -57,6 +65,40 @@ class OpenFiles:
         stored = await file.save()
         if stored is not None:
             self.saved(file)
+        if self.writeback is not None and not file.dirty:
+            self.writeback.drop(file)
+
+    async def make_safe(self, file: OpenFile) -> None:
+        """What close(2) and fsync(2) promise: the store has it, or the journal."""
+        writeback = self.writeback if file.dirty and file.changed else None
+        if writeback is None or not writeback.takes(file) or not await writeback.acknowledge(file):
+            await self.save(file)
+
+    async def _make_safe_later(self, file: OpenFile) -> None:
+        try:
+            await self.make_safe(file)
+        except (StoreError, PosixError) as error:
+            log.info("%s: not saved: %s", file.inode.key, error)
+            self.settle(file)
+
+    async def renamed(self, prefix: str) -> None:
+        """Tell the journal of files that were closed while their directory became *prefix*."""
+        for file in list(self.by_inode.values()):
+            known = file.dirty and file.recorded_bytes and not file.acknowledged
+            if known and not file.inode.gone and file.inode.key.startswith(prefix):
+                try:
+                    await self.make_safe(file)
+                except (StoreError, PosixError) as error:
+                    self._workshop.report(file.inode.key, error)
+
+    async def forgotten(self) -> None:
+        """Return when what was removed will stay removed after a crash."""
+        if self.writeback is None:
+            return
+        try:
+            await self._workshop.journal.commit()
+        except OSError as error:
+            log.warning("after a power failure a removed file may come back: %s", error)
 
     def saved(self, file: OpenFile) -> None:
         """Take note of what the store has now."""
@@ -90,36 +132,64 @@ class OpenFiles:
         """Decide what becomes of a file that may have lost its last handle."""
         if file.handles or self.by_inode.get(file.inode) is not file:
             return
-        if file.dirty and file.changed and not self._give_up(file):
-            if file not in self._retried:
-                self._retried.add(file)
-                self._workshop.nursery.start_soon(self._save_until_saved, file)
+        if file in self._keeping:
+            return
+        if file.dirty and file.changed:
+            if not self._give_up(file):
+                self._try_later(file)
             return
         if file.dirty:
             self._workshop.nursery.start_soon(self._save_attributes_later, file)
             return
+        if self.writeback is not None:
+            self.writeback.drop(file)
         del self.by_inode[file.inode]
         file.close()
         self._inodes.unpin(file.inode)
 
+    def _try_later(self, file: OpenFile) -> None:
+        if self.writeback is not None and file.record and file.is_here:
+            if not file.acknowledged:  # An attribute was changed after the close.
+                self._workshop.nursery.start_soon(self._make_safe_later, file)
+            return
+        if file not in self._retried:
+            self._retried.add(file)
+            self._workshop.nursery.start_soon(self._save_until_saved, file)
+
     def _give_up(self, file: OpenFile) -> bool:
         """Whether no later attempt can save a file; its bytes are kept for people, then."""
-        if not isinstance(file.error, FINAL_ERRORS):
+        if not _is_lost(file):
             return False
-        path = file.keep()
-        if path is not None:
-            log.error("%s: %s; its bytes are kept in %s", file.inode.key, file.error, path)
-        file.detach()
+        self._keeping.add(file)
+        self._workshop.nursery.start_soon(self._keep, file, file.inode.key, str(file.error))
         self._inodes.detach(file.inode)
         if file.inode.parent is not None:
             self._cache.drop(file.inode.parent.prefix, file.inode.segment)
         return True
 
+    async def _keep(self, file: OpenFile, key: str, reason: str) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                await file.keep()
+                log.error("%s: %s; `s3mount recover` has what was written", key, reason)
+            except OSError as error:
+                log.error("%s: %s; and it cannot be kept: %s", key, reason, error)
+            finally:
+                self._keeping.discard(file)
+                self._kept.unpark_all()
+            file.detach()
+        self.settle(file)
+
+    async def all_kept(self) -> None:
+        """Return when everything that was given up is on the disk."""
+        while self._keeping:
+            await self._kept.park()
+
     async def _save_until_saved(self, file: OpenFile) -> None:
         """The store did not answer in time: go on trying, for as long as nobody else does."""
         delay = RETRY_FIRST
         try:
-            while file.dirty and not isinstance(file.error, FINAL_ERRORS):
+            while file.dirty and not _is_lost(file):
                 await trio.sleep(delay)
                 delay = min(2 * delay, RETRY_MOST)
                 if file.handles:
@@ -143,3 +213,11 @@ class OpenFiles:
             file.unsaved_attributes = False
             self._workshop.report(file.inode.key, error)
         self.settle(file)
+
+
+def _is_lost(file: OpenFile) -> bool:
+    """Whether no later attempt can save a file.
+
+    Where a program was told that the journal has it, there is hope for longer.
+    """
+    return isinstance(file.error, LOST_ERRORS if file.record else FINAL_ERRORS)

@@ -12,8 +12,11 @@ from s3mount.attributes import Attributes, encode
 from s3mount.cache.blocks import BlockCache
 from s3mount.memory import MemoryBudget
 from s3mount.s3.store import ObjectStore
+from s3mount.write.backlog import Backlog
 from s3mount.write.extents import PartGrid
-from s3mount.write.staging import Checksum, StagingDirectory
+from s3mount.write.journal import Journal
+from s3mount.write.pieces import Checksum
+from s3mount.write.staging import StagingDirectory
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,8 @@ class Workshop:
     max_window: int
     keep_attributes: bool
     extra_headers: Mapping[str, str]
+    journal: Journal
+    backlog: Backlog
 
     def report(self, key: str, error: Exception) -> None:
         """Say that something which nobody waits for has failed."""

@@ -22,7 +22,17 @@ from s3mount.s3.objects import (
 )
 from s3mount.s3.reading import BucketReader
 from s3mount.s3.sigv4 import UNSIGNED_PAYLOAD, canonical_query
-from s3mount.s3.store import ALWAYS, Body, Capabilities, PartDone, Precondition, Stored
+from s3mount.s3.store import (
+    ALWAYS,
+    MAX_PARTS,
+    Body,
+    Capabilities,
+    ListedPart,
+    ListedUpload,
+    PartDone,
+    Precondition,
+    Stored,
+)
 
 _MAX_PLAIN_UPLOADS = 1000
 
@@ -228,6 +238,50 @@ class MultipartUploads(BucketReader):
             None if part.crc is None else (element, checksum.encode(algorithm, part.crc))
             for part in parts
         ]
+
+    async def list_uploads(self, key: str) -> Sequence[ListedUpload]:
+        """The unfinished uploads of *key*; see `ObjectStore.list_uploads`."""
+        full = self.prefix + key
+        query = canonical_query([("prefix", full), ("uploads", "")])
+        request = Request("ListMultipartUploads", "GET", full, self._bucket_path(), query)
+        listed = read_answer(request, xml.upload_page, await self._calls.call(request))
+        return [
+            ListedUpload(
+                fields["UploadId"],
+                xml.modified_ns(fields.get("Initiated", "")),
+                fields.get("ChecksumAlgorithm", "").lower(),
+            )
+            for fields in listed
+            if fields.get("Key") == full and fields.get("UploadId")
+        ]
+
+    async def list_parts(self, key: str, upload_id: str) -> Sequence[ListedPart]:
+        """The parts that an unfinished upload has."""
+        found: list[ListedPart] = []
+        marker = ""
+        while True:
+            query = [("uploadId", upload_id)]
+            if marker:
+                query.append(("part-number-marker", marker))
+            path, text = self._path(key), canonical_query(query)
+            request = Request("ListParts", "GET", key, path, text)
+            page = read_answer(request, xml.part_page, await self._calls.call(request))
+            found.extend(self._listed_part(request, fields) for fields in page.parts)
+            if not page.following or page.following == marker or len(found) >= MAX_PARTS:
+                return found
+            marker = page.following
+
+    def _listed_part(self, request: Request, fields: Mapping[str, str]) -> ListedPart:
+        algorithm, crc = self._capabilities.checksum, None
+        if algorithm is not None:
+            crc = checksum.decode(algorithm, fields.get(checksum.element_of(algorithm)))
+        try:
+            number, size = int(fields["PartNumber"]), int(fields["Size"])
+        except (KeyError, ValueError) as error:
+            raise Unavailable(f"{request.what}: a part makes no sense: {error}") from error
+        if not 1 <= number <= MAX_PARTS:
+            raise Unavailable(f"{request.what}: there is no part {number}")
+        return ListedPart(number, size, xml.quoted(fields.get("ETag", "")), crc)
 
     async def abort_upload(self, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; that there is none is no error."""

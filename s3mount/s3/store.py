@@ -103,6 +103,27 @@ class PartDone:
     crc: int | None
 
 
+class ListedPart(NamedTuple):
+    """A part of an unfinished upload, as the store lists it; `crc` is None if it tells none."""
+
+    number: int
+    size: int
+    etag: str
+    crc: int | None
+
+
+class ListedUpload(NamedTuple):
+    """An unfinished upload, as the store lists it.
+
+    `begun_ns` is when, by the clock of the store, in whole seconds; `algorithm` is the checksum
+    that it was begun with, in lower case, empty if the store does not tell.
+    """
+
+    id: str
+    begun_ns: int
+    algorithm: str
+
+
 @dataclass(frozen=True, slots=True)
 class Precondition:
     """When a write may take effect: always, only over `etag`, or only over nothing."""
@@ -294,6 +315,14 @@ class ObjectStore(Protocol):
 
         A completion whose answer was lost is recognised as done.
         """
+        ...
+
+    async def list_uploads(self, key: str) -> Sequence[ListedUpload]:
+        """The unfinished uploads of *key*, whoever has begun them; the first thousand at most."""
+        ...
+
+    async def list_parts(self, key: str, upload_id: str) -> Sequence[ListedPart]:
+        """The parts that an unfinished upload has."""
         ...
 
     async def abort_upload(self, key: str, upload_id: str) -> None:

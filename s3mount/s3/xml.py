@@ -75,12 +75,12 @@ def _parse_any(body: bytes) -> tuple[ET.Element, str]:
     return root, namespace + brace
 
 
-def _parse_as(body: bytes, name: str) -> tuple[ET.Element, str]:
-    """Parse a body whose root is *name*."""
+def _parse_as(body: bytes, *names: str) -> tuple[ET.Element, str]:
+    """Parse a body whose root is one of *names*."""
     root, namespace = _parse_any(body)
     local = root.tag[len(namespace) :]
-    if local != name:
-        raise Malformed(f"it is {local[:40]!r}, not {name!r}")
+    if local not in names:
+        raise Malformed(f"it is {local[:40]!r}, not {names[0]!r}")
     return root, namespace
 
 
@@ -240,6 +240,34 @@ def result(body: bytes) -> dict[str, str]:
     fields = {child.tag[len(namespace) :]: child.text or "" for child in root}
     fields["ETag"] = quoted(fields.get("ETag", ""))
     return fields
+
+
+class PartPage(NamedTuple):
+    """One page of the parts of an upload: their fields, and the last number if more follow."""
+
+    parts: list[dict[str, str]]
+    following: str
+
+
+def part_page(body: bytes) -> PartPage:
+    """Read the answer of ListParts."""
+    root, namespace = _parse_as(body, "ListPartsResult", "ListPartsResponse")  # As moto says.
+    parts = [
+        {child.tag[len(namespace) :]: child.text or "" for child in item}
+        for item in root.findall(f"{namespace}Part")
+    ]
+    truncated = (root.findtext(f"{namespace}IsTruncated") or "").strip().lower() == "true"
+    following = root.findtext(f"{namespace}NextPartNumberMarker") or ""
+    return PartPage(parts, following if truncated else "")
+
+
+def upload_page(body: bytes) -> list[dict[str, str]]:
+    """Read the answer of ListMultipartUploads: the fields of each upload."""
+    root, namespace = _parse_as(body, "ListMultipartUploadsResult")
+    return [
+        {child.tag[len(namespace) :]: child.text or "" for child in item}
+        for item in root.findall(f"{namespace}Upload")
+    ]
 
 
 def delete_failures(body: bytes) -> list[Failure]:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import trio
+
 from s3mount.memory import MemoryBudget
-from s3mount.s3.store import MIB, Buffer, FileSlice
+from s3mount.s3.store import Buffer, FileSlice
 from s3mount.write.extents import Extents
-
-BLOCK_SIZE = MIB  # The largest write of the kernel: a whole block is kept without a copy.
-
-Checksum = Callable[[Buffer, int], int]
+from s3mount.write.pieces import BLOCK_SIZE, Checksum, PieceSums, Unverified, cut, sum_pieces
+from s3mount.write.records import Piece
 
 
 class StagingDirectory:
-    """The directory of staged files: made 0700, files 0600 with names that tell nothing."""
+    """The directory of staged files: made 0700, files 0600 with names that tell nothing.
 
-    def __init__(self, path: Path) -> None:
+    *checksum* is what the journal keeps of staged bytes (CRC64NVME).  With *follow* it is
+    computed while they are written, because files will be journaled often.
+    """
+
+    def __init__(self, path: Path, checksum: Checksum, *, follow: bool = False) -> None:
         self.path = path
+        self.checksum = checksum
+        self.follow = follow
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def create(self) -> tuple[int, Path]:
@@ -30,18 +35,13 @@ class StagingDirectory:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(path, flags, 0o600), path
 
-    def keep(self, data: Path, record: str) -> Path:
-        """Move a staged file to where nobody removes it, with *record* beside it."""
-        kept = self.path.parent / "kept"
-        kept.mkdir(mode=0o700, exist_ok=True)
-        target = kept / data.name
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(f"{target}.json", flags, 0o600), "w") as file:
-            file.write(record)
-            file.flush()
-            os.fsync(file.fileno())
-        data.rename(target)
-        return target
+    def sync(self) -> None:
+        """Return when the names of the files are on the disk.  Blocks."""
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class StagedFile:
@@ -51,7 +51,8 @@ class StagedFile:
     `base_limit`, else zero.  Staged bytes are kept in blocks of 1 MiB in memory while the
     budget allows it (a whole block that the kernel wrote is kept as it came), then in a sparse
     local file.  What has left as a part of an upload may be dropped: it is in `dropped`, and
-    can be read again only from the store, after the upload is completed.
+    can be read again only from the store, after the upload is completed.  What is `secured`
+    is on the disk because the journal speaks of it, and must not be changed there (`fork`).
     """
 
     def __init__(self, directory: StagingDirectory, budget: MemoryBudget, base_limit: int) -> None:
@@ -63,7 +64,33 @@ class StagedFile:
         self.path: Path | None = None
         self.extents = Extents()
         self.dropped = Extents()
+        self.secured = Extents()
         self.base_limit = base_limit
+        self._sums = PieceSums(directory.checksum)
+        self._unverified = Unverified(directory.checksum)
+
+    @classmethod
+    def restore(
+        cls,
+        directory: StagingDirectory,
+        budget: MemoryBudget,
+        base_limit: int,
+        path: Path,
+        pieces: Sequence[Piece],
+    ) -> StagedFile:
+        """The staged file that an earlier daemon left at *path*; raises `OSError`.
+
+        Each block is verified when it is used first; `Corrupt` is raised when it is damaged.
+        """
+        file = cls(directory, budget, base_limit)
+        file._descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file.path = path
+        for piece in pieces:
+            file.extents.add(piece.start, piece.stop)
+            file.secured.add(piece.start, piece.stop)
+            file._spilled.add(piece.start // BLOCK_SIZE)
+            file._unverified.add(piece)
+        return file
 
     def write(self, offset: int, data: Buffer) -> None:
         """Put *data* at *offset*.  Raises `OSError` (ENOSPC, EIO) of the staging directory."""
@@ -77,6 +104,10 @@ class StagedFile:
         self.extents.add(offset, offset + len(view))
 
     def _write_block(self, index: int, low: int, data: memoryview, whole: bytes | None) -> None:
+        if self._unverified:
+            self._unverified.verify(self._descriptor, index)
+        if self._directory.follow:
+            self._sums.written(index, index * BLOCK_SIZE + low, data)
         if index not in self._spilled:
             block = self._blocks.get(index)
             known = len(block) if block is not None else 0
@@ -112,6 +143,9 @@ class StagedFile:
 
     def truncate(self, size: int) -> None:
         """Cut the file off at *size*; nothing appears when it was shorter."""
+        if self._unverified:
+            self._unverified.truncate(self._descriptor, size)
+        self._sums.truncate(size)
         self.base_limit = min(self.base_limit, size)
         self.extents.remove(size, 1 << 63)
         for index in [i for i in self._blocks if (i + 1) * BLOCK_SIZE > size]:
@@ -143,6 +177,8 @@ class StagedFile:
             index, low = divmod(start, BLOCK_SIZE)
             count = min(BLOCK_SIZE - low, stop - start)
             if index in self._spilled:
+                if self._unverified:
+                    self._unverified.verify(self._descriptor, index)
                 data: Buffer = os.pread(self._descriptor, count, start)
             else:
                 data = memoryview(self._blocks.get(index, b""))[low : low + count]
@@ -166,37 +202,83 @@ class StagedFile:
                 self._budget.give(len(block))
                 self.dropped.add(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE)
 
-    def close(self) -> None:
-        """Drop the staged bytes."""
+    def close(self, discard: Callable[[Path], None] = Path.unlink) -> None:
+        """Drop the staged bytes; *discard* removes the file, if there is one."""
         self._budget.give(sum(map(len, self._blocks.values())))
         self._blocks.clear()
+        path = self.leave()
+        if path is not None:
+            discard(path)
+
+    def leave(self) -> Path | None:
+        """Let go of the local file, but leave it where it is."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-            self.path = None
+        path, self.path = self.path, None
+        return path
 
-    def keep(self, record: Mapping[str, object]) -> Path:
-        """Leave the bytes on disk with a *record* (JSON) of what they are; return its path.
+    # -- for the journal -------------------------------------------------------------------
 
-        The data file is sparse: only ``extents`` (pairs of start and stop) hold bytes.
+    async def secure(self) -> Sequence[Piece]:
+        """Return when all staged bytes are on the disk: which, and their checksums.
+
+        Nobody may write meanwhile.  Raises `OSError`.
         """
+        new = self._descriptor < 0
+        if new:
+            self._open()
         for index in list(self._blocks):
             self._spill(index)
-        if self._descriptor < 0:
-            self._open()
-        os.fsync(self._descriptor)
+            await trio.lowlevel.checkpoint()
+        here = Extents()
+        for extent in self.extents:
+            here.add(extent.start, extent.stop)
         for gone in self.dropped:
-            self.extents.remove(gone.start, gone.stop)
-        extents = [[extent.start, extent.stop] for extent in self.extents]
-        text = json.dumps({**record, "extents": extents, "base_limit": self.base_limit})
+            here.remove(gone.start, gone.stop)
+        wanted = [(start, stop, self._known_sum(start, stop)) for start, stop in cut(here)]
+        pieces = await trio.to_thread.run_sync(self._sync, wanted, new)
+        self._sums.take(pieces)
+        self.secured = here
+        return pieces
+
+    def _known_sum(self, start: int, stop: int) -> int | None:
+        crc = self._sums.of(start, stop)
+        return crc if crc is not None else self._unverified.of(start, stop)
+
+    def _sync(self, wanted: Sequence[tuple[int, int, int | None]], new: bool) -> list[Piece]:
+        end = max((stop for _, stop, _ in wanted), default=0)
+        if os.fstat(self._descriptor).st_size < end:
+            os.ftruncate(self._descriptor, end)
+        pieces = sum_pieces(self._descriptor, wanted, self._directory.checksum)
+        os.fsync(self._descriptor)
+        if new:
+            self._directory.sync()
+        return pieces
+
+    async def fork(self) -> Path:
+        """Go on in a copy of the local file; return the path of the old one, which stays."""
+        descriptor, path = self._directory.create()
+        try:
+            ranges = [(extent.start, extent.stop) for extent in self.extents]
+            await trio.to_thread.run_sync(_copy, self._descriptor, descriptor, ranges)
+            # The same number: parts that are just being sent go on from the copy.
+            os.dup2(descriptor, self._descriptor, inheritable=False)
+        except BaseException:
+            path.unlink()
+            raise
+        finally:
+            os.close(descriptor)
         assert self.path is not None
-        target = self._directory.keep(self.path, text)
-        os.close(self._descriptor)
-        self._descriptor = -1
-        self.path = None
-        return target
+        old, self.path = self.path, path
+        self.secured = Extents()
+        return old
+
+    async def check(self, start: int, stop: int) -> None:
+        """Verify what an earlier daemon left between two offsets; raises `Corrupt`."""
+        blocks = range(start // BLOCK_SIZE, -(-stop // BLOCK_SIZE))
+        if self._unverified.any(blocks):
+            await trio.to_thread.run_sync(self._unverified.verify_all, self._descriptor, blocks)
 
     def _open(self) -> None:
         self._descriptor, self.path = self._directory.create()
@@ -217,6 +299,16 @@ class StagedFile:
         written = 0
         while written < len(data):
             written += os.pwrite(self._descriptor, memoryview(data)[written:], offset + written)
+
+
+def _copy(source: int, target: int, ranges: Sequence[tuple[int, int]]) -> None:
+    for start, stop in ranges:
+        position = start
+        while position < stop:
+            count = os.copy_file_range(source, target, stop - position, position, position)
+            if count == 0:
+                break  # The file ends before the zeros that a hole was filled with.
+            position += count
 
 
 class RunningChecksums:

@@ -17,6 +17,9 @@ from s3mount.s3.store import (
     Stored,
 )
 from s3mount.write.extents import ByteRange, Part
+from s3mount.write.journal import Journal
+from s3mount.write.notes import UploadNote, begin_upload
+from s3mount.write.records import SentPart, UploadRecord
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ class Upload:
     Early parts lie on the grid and have the number of their cell plus one.  Whether an early
     part still holds the bytes of the file is decided at `finish`: `touch` makes those stale
     whose bytes were changed after (or while) they left.  *copies* tells whether some parts will
-    be copies.
+    be copies; *file* names the record of the file in the journal, if it has one.
     """
 
     def __init__(
@@ -49,12 +52,17 @@ class Upload:
         nursery: trio.Nursery,
         key: str,
         headers: Mapping[str, str],
+        journal: Journal,
         *,
         copies: bool,
+        file: str = "",
     ) -> None:
         self.key = key
         self.headers = headers
         self._copies = copies
+        self._journal = journal
+        self._file = file
+        self._note: UploadNote | None = None
         self._store = store
         self._nursery = nursery
         self._id = ""
@@ -118,16 +126,33 @@ class Upload:
         numbers = self._number(parts)
         await self._run_all(parts, numbers, done, body, source)
         complete = [part for part in done if part is not None]
-        return await self._store.complete_upload(self.key, self._id, complete, condition=condition)
+        stored = await self._store.complete_upload(
+            self.key, self._id, complete, condition=condition
+        )
+        self.let_go()
+        return stored
 
-    def record(self) -> Mapping[str, object]:
-        """What somebody needs who wants to complete the upload later."""
-        done = [part for part in self._early.values() if part is not None]
-        return {
-            "id": self._id,
-            "key": self.key,
-            "parts": [[part.number, part.etag, part.crc] for part in done],
-        }
+    def sent(self) -> list[SentPart]:
+        """The early parts that the store has."""
+        return [
+            SentPart(cell.start, cell.stop, part.number, part.etag, part.crc)
+            for cell, part in self._early.items()
+            if part is not None
+        ]
+
+    def resume(self, upload: str, sent: Sequence[SentPart]) -> None:
+        """Go on with an upload that was begun earlier, and has these parts."""
+        self._id = upload
+        record = UploadRecord(self.key, upload, self.headers, self._file)
+        self._note = UploadNote(self._journal, record)
+        for part in sent:
+            self._early[ByteRange(part.start, part.stop)] = part.done()
+
+    def let_go(self) -> None:
+        """Nobody needs to abort this upload after a crash any more."""
+        if self._note is not None:
+            self._note.done()
+            self._note = None
 
     async def abort(self) -> None:
         """Give the upload up; failures are only logged, since nobody can do more."""
@@ -137,14 +162,20 @@ class Upload:
             return
         try:
             await self._store.abort_upload(self.key, self._id)
+            self.let_go()
         except StoreError as error:
             log.info("%s: an upload could not be aborted: %s", self.key, error)
 
     async def _begin(self) -> None:
         async with self._beginning:
             if not self._id:
-                self._id = await self._store.create_upload(
-                    self.key, headers=self.headers, copies=self._copies
+                self._id, self._note = await begin_upload(
+                    self._store,
+                    self._journal,
+                    self.key,
+                    self.headers,
+                    copies=self._copies,
+                    file=self._file,
                 )
 
     async def _send_early(
@@ -199,12 +230,12 @@ class Upload:
         body: PartBody,
         source: CopySource | None,
     ) -> None:
-        errors: list[StoreError | PosixError] = []
+        errors: list[StoreError | PosixError | OSError] = []
 
         async def run(position: int) -> None:
             try:
                 done[position] = await self._run(parts[position], numbers[position], body, source)
-            except (StoreError, PosixError) as error:
+            except (StoreError, PosixError, OSError) as error:
                 errors.append(error)
                 nursery.cancel_scope.cancel()
             finally:

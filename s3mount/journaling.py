@@ -1,0 +1,24 @@
+"""What the journal of a mount says of the mount: enough to go on with it, and no secret."""
+
+from __future__ import annotations
+
+from s3mount.config import Config
+
+
+def describe(config: Config, *, endpoint: str, region: str, path_style: bool) -> dict[str, object]:
+    """What `s3mount recover` needs to reach the same bucket in the same way."""
+    return {
+        "endpoint": endpoint,
+        "region": region,
+        "path_style": path_style,
+        "profile": config.profile,
+        "bucket": config.bucket,
+        "prefix": config.prefix,
+        "part_size": config.part_size,
+        "attributes": config.attributes,
+        "mountpoint": str(config.mountpoint),
+        "no_sign_request": config.no_sign_request,
+        "ca_bundle": str(config.ca_bundle) if config.ca_bundle else None,
+        "verify_ssl": not config.no_verify_ssl,
+        "insecure_http": config.insecure_http,
+    }

@@ -1,0 +1,423 @@
+"""kill -9 at any moment: what was acknowledged is there, and trees are whole."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.faults import Answer, Delay, Hang, Point
+from tests.mount.conftest import keys_of
+from tests.mounts import Bucket, Mount, Mounter
+
+MIB = 1 << 20
+BUDGET = 60.0  # Seconds for the random crashes; scripts/soak takes longer.
+
+WRITEBACK = ("-o", "writeback")
+
+
+@pytest.fixture
+def again(mount: Mounter, bucket: Bucket, tmp_path: Path) -> Callable[..., Mount]:
+    """``again(*options)``: mount the bucket as the mount that has crashed."""
+    mount.expect_log("of an earlier mount are uploaded now", optional=True)
+
+    def start(*options: str, **how) -> Mount:
+        return mount(bucket, *options, "--state-dir", str(tmp_path / "state"), name="one", **how)
+
+    return start
+
+
+def body_of(s3, bucket: Bucket, key: str) -> bytes:
+    return s3.get_object(Bucket=bucket.name, Key=key)["Body"].read()
+
+
+def uploads_of(s3, bucket: Bucket) -> list[str]:
+    found = s3.list_multipart_uploads(Bucket=bucket.name).get("Uploads", ())
+    return [one["Key"] for one in found]
+
+
+@contextmanager
+def writing(path: Path, size: int) -> Iterator[None]:
+    """A file that is being written: the daemon has its bytes, and nobody has closed it."""
+    with path.open("wb") as file:
+        file.write(os.urandom(size))
+        file.flush()
+        # The kernel would keep them for half a minute.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield
+        with suppress(OSError):
+            file.close()
+
+
+def requests_for(proxy, operation: str) -> int:
+    """How many requests of this kind were made for the object ``file``."""
+    return sum(
+        one.operation == operation and one.request.path.endswith("/file") for one in proxy.log
+    )
+
+
+def wait_for(true: Callable[[], bool], timeout: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("options", [(), WRITEBACK], ids=["durable", "writeback"])
+def test_check_1_what_was_closed_survives(again, s3, bucket: Bucket, options):
+    one = again(*options)
+    body = os.urandom(3 * MIB)
+    (one.path / "file").write_bytes(body)
+    one.kill()
+    two = again(*options)
+    assert (two.path / "file").read_bytes() == body
+    wait_for(lambda: keys_of(bucket, s3) == ["file"])
+    assert body_of(s3, bucket, "file") == body
+
+
+@pytest.mark.parametrize("options", [(), WRITEBACK], ids=["durable", "writeback"])
+def test_check_2_what_was_synced_survives(again, s3, bucket: Bucket, options):
+    one = again(*options)
+    bodies = {}
+    for number in range(200):
+        body = os.urandom(Random(number).choice((0, 10, 5000, 100_000)))
+        with (one.path / f"file{number}").open("wb") as file:
+            file.write(body)
+            os.fsync(file.fileno())
+        bodies[f"file{number}"] = body
+    one.kill()
+    two = again(*options)
+    assert {path.name: path.read_bytes() for path in two.path.iterdir()} == bodies
+    assert two.umount() == 0
+    assert {key: body_of(s3, bucket, key) for key in keys_of(bucket, s3)} == bodies
+
+
+@pytest.mark.parametrize("options", [(), WRITEBACK], ids=["durable", "writeback"])
+def test_check_3_an_overwritten_file_is_the_old_or_the_new(again, s3, bucket: Bucket, options):
+    old, new = os.urandom(12 * MIB), os.urandom(12 * MIB)
+    s3.put_object(Bucket=bucket.name, Key="file", Body=old)
+    one = again(*options)
+    for part in range(3):
+        with (one.path / "file").open("r+b") as file:
+            file.write(new[: (2 + part) * MIB])
+            os.kill(one.process_id, signal.SIGKILL)
+            with suppress(OSError):
+                file.close()
+        one.kill()
+        one = again(*options)
+        assert (one.path / "file").read_bytes() == old
+    (one.path / "file").write_bytes(new)
+    one.kill()
+    assert (again(*options).path / "file").read_bytes() == new
+
+
+@pytest.mark.parametrize("options", [(), WRITEBACK], ids=["durable", "writeback"])
+def test_check_4_uploads_that_nobody_will_complete_are_aborted(again, s3, bucket: Bucket, options):
+    theirs = s3.create_multipart_upload(Bucket=bucket.name, Key="theirs")
+    one = again("--part-size", "5M", "-o", "writeback_limit=1M", *options)
+    with writing(one.path / "file", 40 * MIB):
+        wait_for(lambda: "file" in uploads_of(s3, bucket))
+        os.kill(one.process_id, signal.SIGKILL)
+    one.kill()
+    again(*options)
+    # Ten seconds, if the daemon was killed before it heard of its upload.
+    wait_for(lambda: uploads_of(s3, bucket) == ["theirs"], 40)
+    assert keys_of(bucket, s3) == []
+    s3.abort_multipart_upload(Bucket=bucket.name, Key="theirs", UploadId=theirs["UploadId"])
+
+
+def test_check_4_an_upload_that_only_the_store_knows_is_aborted(
+    again, s3, bucket: Bucket, proxy, tmp_path: Path
+):
+    where = {"Bucket": bucket.name, "Key": "file"}
+    theirs = s3.create_multipart_upload(**where)["UploadId"]
+    s3.upload_part(**where, UploadId=theirs, PartNumber=1, Body=b"in use")
+    hang = proxy.inject(Hang(Point.ANSWER), operation="CreateMultipartUpload", path="/file$")
+    one = again("--part-size", "5M", url=proxy.url)
+    with writing(one.path / "file", 40 * MIB):
+        wait_for(lambda: hang.hits > 0 and len(uploads_of(s3, bucket)) == 2)
+        os.kill(one.process_id, signal.SIGKILL)
+    one.kill()
+    proxy.clear()
+    two = again(url=proxy.url)
+    wait_for(lambda: len(uploads_of(s3, bucket)) == 1, 40)
+    assert s3.list_parts(**where, UploadId=theirs)["Parts"]
+    assert two.umount() == 0
+    assert not list(tmp_path.rglob("slot-*"))
+    s3.abort_multipart_upload(**where, UploadId=theirs)
+
+
+def test_an_upload_in_parts_is_resumed(again, s3, bucket: Bucket, proxy):
+    options = (*WRITEBACK, "--part-size", "5M")
+    body = os.urandom(52 * MIB)
+    proxy.inject(Hang(Point.REQUEST), operation="UploadPart", path="/file$", skip=5)
+    one = again(*options, url=proxy.url)
+    (one.path / "file").write_bytes(body)
+    wait_for(lambda: requests_for(proxy, "UploadPart") >= 6)
+    time.sleep(0.5)
+    one.kill()
+    proxy.clear()
+    proxy.forget()
+    two = again(*options, url=proxy.url)
+    assert (two.path / "file").read_bytes() == body
+    wait_for(lambda: keys_of(bucket, s3) == ["file"], 40)
+    assert body_of(s3, bucket, "file") == body
+    assert 1 <= requests_for(proxy, "UploadPart") < 10
+    assert requests_for(proxy, "CreateMultipartUpload") == 0
+    assert uploads_of(s3, bucket) == []
+    assert two.umount() == 0
+
+
+def test_check_30_a_damaged_staged_file_is_not_uploaded(
+    again, mount: Mounter, s3, bucket: Bucket, tmp_path: Path
+):
+    one = again(*WRITEBACK)
+    (one.path / "good").write_bytes(b"g" * 3 * MIB)
+    (one.path / "bad").write_bytes(b"b" * 3 * MIB)
+    one.kill()
+    damaged = 0
+    for staged in (tmp_path / "state").rglob("staged/*"):
+        body = bytearray(staged.read_bytes())
+        if body[0] == ord("b"):
+            body[2 * MIB + 17] ^= 1
+            staged.write_bytes(body)
+            damaged += 1
+    assert damaged == 1
+    mount.expect_log("bad: staged bytes .* are damaged")
+    two = again(*WRITEBACK)
+    wait_for(lambda: "good" in keys_of(bucket, s3))
+    wait_for(lambda: "bad: staged bytes" in two.log)
+    assert two.umount() == 0
+    assert keys_of(bucket, s3) == ["good"]
+    listed = mount.run("recover", bucket.name, "--state-dir", str(tmp_path / "state"))
+    assert f"{bucket.name}/bad" in listed.stdout
+    assert "damaged" in listed.stdout
+
+
+def test_what_is_in_the_store_already_is_not_sent_again(again, s3, bucket: Bucket, proxy):
+    one = again(*WRITEBACK, url=proxy.url)
+    (one.path / "file").write_bytes(b"content")
+    # The store has it, and the daemon dies before it hears so.
+    hang = proxy.inject(Hang(Point.ANSWER), operation="PutObject", path="/file$")
+    wait_for(lambda: hang.hits > 0 and keys_of(bucket, s3) == ["file"])
+    one.kill()
+    proxy.clear()
+    proxy.forget()
+    two = again(*WRITEBACK, url=proxy.url)
+    assert (two.path / "file").read_bytes() == b"content"
+    assert two.umount() == 0
+    assert requests_for(proxy, "PutObject") == 0
+
+
+def test_a_durable_mount_finishes_what_writeback_began(again, s3, bucket: Bucket):
+    one = again(*WRITEBACK)
+    (one.path / "file").write_bytes(b"content")
+    one.kill()
+    two = again()
+    assert (two.path / "file").read_bytes() == b"content"
+    assert two.umount() == 0
+    assert body_of(s3, bucket, "file") == b"content"
+
+
+@pytest.mark.parametrize("moment", ["copying", "deleting"])
+def test_a_renamed_directory_is_whole_under_one_name(
+    again, mount: Mounter, s3, bucket: Bucket, proxy, moment: str
+):
+    mount.expect_log("its renaming to new/ is brought to its end", optional=True)
+    names = [f"{number}" for number in range(40)] + ["sub/a", "sub/b"]
+    for name in names:
+        s3.put_object(Bucket=bucket.name, Key=f"old/{name}", Body=name.encode())
+    one = again(url=proxy.url)
+    operation = "CopyObject" if moment == "copying" else "DeleteObjects"
+    hang = proxy.inject(
+        Hang(Point.REQUEST), operation=operation, skip=20 if moment == "copying" else 0
+    )
+
+    def rename() -> None:
+        with suppress(OSError):
+            (one.path / "old").rename(one.path / "new")
+
+    renaming = threading.Thread(target=rename)
+    renaming.start()
+    wait_for(lambda: hang.hits > 0)
+    one.kill()
+    renaming.join()
+    proxy.clear()
+    two = again(url=proxy.url)
+    assert [path.name for path in two.path.iterdir()] == ["new"]
+    for name in names:
+        assert (two.path / "new" / name).read_text() == name
+    assert not [key for key in keys_of(bucket, s3) if key.startswith("old/")]
+
+
+def test_a_renaming_whose_deletions_fail_is_finished_by_the_same_daemon(
+    again, mount: Mounter, s3, bucket: Bucket, proxy, tmp_path: Path
+):
+    mount.expect_log("old/: renamed, and not all of it is deleted yet")
+    mount.expect_log("rename b'new': ")
+    for number in range(20):
+        s3.put_object(Bucket=bucket.name, Key=f"old/{number}", Body=b"%d" % number)
+    one = again("-o", "timeout=2", url=proxy.url)
+    proxy.inject(Answer(503, "SlowDown"), operation="DeleteObjects")
+    (one.path / "old").rename(one.path / "new")
+    assert len(list((one.path / "new").iterdir())) == 20
+    with pytest.raises(
+        OSError, match="Input/output error"
+    ):  # Or the deletion that is still to come would remove it.
+        (one.path / "new").rename(one.path / "old")
+    proxy.clear()
+    wait_for(lambda: all(key.startswith("new/") for key in keys_of(bucket, s3)), 60)
+    (one.path / "new").rename(one.path / "old")
+    for number in range(20):
+        assert (one.path / "old" / f"{number}").read_text() == f"{number}"
+    assert one.umount() == 0
+    assert not list(tmp_path.rglob("slot-*"))
+
+
+def test_a_renaming_that_has_failed_is_not_made_after_a_crash(
+    again, mount: Mounter, s3, bucket: Bucket, proxy
+):
+    mount.expect_log("its renaming to new/ is undone")
+    mount.expect_log("rename b'old': ", optional=True)
+    for number in range(20):
+        s3.put_object(Bucket=bucket.name, Key=f"old/{number}", Body=b"%d" % number)
+    one = again(url=proxy.url)
+    proxy.inject(Answer(403, "AccessDenied"), operation="CopyObject", skip=15)
+    hang = proxy.inject(Hang(Point.REQUEST), operation="DeleteObjects")
+
+    def rename() -> None:
+        with suppress(OSError):
+            (one.path / "old").rename(one.path / "new")
+
+    renaming = threading.Thread(target=rename)
+    renaming.start()
+    wait_for(lambda: hang.hits > 0)
+    one.kill()
+    renaming.join()
+    proxy.clear()
+    two = again(url=proxy.url)
+    assert [path.name for path in two.path.iterdir()] == ["old"]
+    assert len(list((two.path / "old").iterdir())) == 20
+    assert not [key for key in keys_of(bucket, s3) if key.startswith("new/")]
+
+
+def test_a_file_that_is_closed_while_its_directory_is_renamed_is_under_the_new_name(
+    again, s3, bucket: Bucket, proxy
+):
+    s3.put_object(Bucket=bucket.name, Key="old/there", Body=b"there")
+    one = again(*WRITEBACK, url=proxy.url)
+    directory = os.open(one.path / "old", os.O_RDONLY | os.O_DIRECTORY)
+    delay = proxy.inject(Delay(1.0), operation="CopyObject")
+    renaming = threading.Thread(target=(one.path / "old").rename, args=(one.path / "new",))
+    renaming.start()
+    wait_for(lambda: delay.hits > 0)
+    file = os.open("late", os.O_WRONLY | os.O_CREAT, dir_fd=directory)
+    os.write(file, b"late")
+    os.close(file)
+    renaming.join()
+    os.close(directory)
+    proxy.down()  # Nothing is uploaded from here on.
+    one.kill()
+    proxy.clear()
+    proxy.up()
+    two = again(*WRITEBACK, url=proxy.url)
+    assert (two.path / "new" / "late").read_bytes() == b"late"
+    assert two.umount() == 0
+    assert body_of(s3, bucket, "new/late") == b"late"
+
+
+class Worker(threading.Thread):
+    """Writes, renames and removes files, and remembers what it was told is safe."""
+
+    def __init__(self, root: Path, number: int) -> None:
+        super().__init__()
+        self.root = root / f"worker{number}"
+        self.random = Random(number)
+        self.acknowledged: dict[str, str] = {}
+        self.touched: set[str] = set()  # Changed since, and not acknowledged.
+        self.count = 0
+
+    def run(self) -> None:
+        with suppress(OSError):
+            self.root.mkdir(exist_ok=True)
+            while True:
+                self.step()
+
+    def step(self) -> None:
+        self.count += 1
+        name = f"file{self.random.randrange(40)}"
+        choice = self.random.randrange(10)
+        known = [one for one in self.acknowledged if one not in self.touched]
+        if choice < 6 or not known:
+            self.write(name)
+        elif choice < 8:
+            self.rename(self.random.choice(known), name)
+        else:
+            name = self.random.choice(known)
+            self.touched.add(name)
+            (self.root / name).unlink()
+            del self.acknowledged[name]
+            self.touched.discard(name)
+
+    def write(self, name: str) -> None:
+        size = self.random.choice((0, 100, 4096, 70_000, 2 * MIB))
+        body = self.random.randbytes(size)
+        self.touched.add(name)
+        (self.root / name).write_bytes(body)
+        self.acknowledged[name] = hashlib.sha256(body).hexdigest()
+        self.touched.discard(name)
+
+    def rename(self, old: str, new: str) -> None:
+        if old == new:
+            return
+        self.touched |= {old, new}
+        (self.root / old).rename(self.root / new)
+        self.acknowledged[new] = self.acknowledged.pop(old)
+        self.touched -= {old, new}
+
+    def check(self, root: Path) -> None:
+        """Everything that was acknowledged is there, and nothing else."""
+        directory = root / self.root.name
+        found = {path.name: path for path in directory.iterdir()} if directory.exists() else {}
+        for name, digest in self.acknowledged.items():
+            if name not in self.touched:
+                body = found[name].read_bytes()
+                assert hashlib.sha256(body).hexdigest() == digest, f"{directory / name}"
+        assert set(found) - self.touched == set(self.acknowledged) - self.touched
+
+
+def test_random_crashes_lose_nothing(again, s3, bucket: Bucket):
+    random = Random(7)
+    deadline = time.monotonic() + BUDGET
+    steps = crashes = 0
+    while time.monotonic() < deadline:
+        one = again(*WRITEBACK)
+        workers = [Worker(one.path, crashes * 10 + number) for number in range(4)]
+        for worker in workers:
+            worker.start()
+        time.sleep(random.uniform(0.1, 4.0))
+        one.kill()
+        for worker in workers:
+            worker.join()
+        two = again(*WRITEBACK)
+        for worker in workers:
+            worker.check(two.path)
+        steps += sum(worker.count for worker in workers)
+        crashes += 1
+        if random.random() < 0.5:
+            two.kill()
+            two = again(*WRITEBACK)
+        assert two.umount() == 0
+        three = again()
+        for worker in workers:
+            worker.check(three.path)
+        assert three.umount() == 0
+    assert crashes >= 3
+    assert steps > 100
+    assert uploads_of(s3, bucket) == []
