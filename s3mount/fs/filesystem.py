@@ -26,7 +26,7 @@ from s3mount.fs.markers import Markers
 from s3mount.fs.names import BESIDE, FOLDER, key_of, slot_name
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.openfile import OpenFile
-from s3mount.fs.status import Stat, inherited, other_kind
+from s3mount.fs.status import Stat, inherited, other_kind, shown_size, target_of
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ABSENT, ObjectStore
@@ -139,7 +139,7 @@ class FileSystem:
 
     def stat_file(self, inode: Inode, file: OpenFile) -> Stat:
         inode.kind = stat.S_IFMT(file.attributes.mode)
-        return Stat(inode, file.attributes, file.size)
+        return Stat(inode, file.attributes, shown_size(file.attributes, file.size, file.kept))
 
     def stat_entry(self, inode: Inode, entry: Entry) -> Stat:
         unsaved = self.markers.unsaved.get(inode)
@@ -151,7 +151,8 @@ class FileSystem:
         certain = entry.attributes is not None or not self.namespace.keep_attributes
         inode.kind = stat.S_IFMT(attributes.mode)
         age = self.cache.clock() - entry.checked
-        return Stat(inode, attributes, entry.size, certain, age)
+        size = shown_size(attributes, entry.size, entry.kept)
+        return Stat(inode, attributes, size, certain, age)
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -381,8 +382,13 @@ class FileSystem:
         return replace(made, size=len(body))
 
     async def readlink(self, number: int) -> bytes:
-        """The target of a symlink, as it stands in the object."""
+        """The target of a symlink, as it stands in the object or in its metadata."""
         file = await self.file_of(self.inodes.get(number))
+        if not file.size:
+            target = target_of(file.kept)
+            if target is None:
+                raise PosixError(errno.EIO)
+            return target
         handle = self.handles.new(file, os.O_RDONLY)
         try:
             found = self.handles.read_now(handle, 0, 4096)
