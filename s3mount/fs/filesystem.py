@@ -180,12 +180,16 @@ class FileSystem:
     async def file_of(self, inode: Inode, *, fresh: bool = False) -> OpenFile:
         """The open file of an inode; with *fresh* the store is asked whether it is current."""
         file = self.files.get(inode)
-        if file is not None and (file.dirty or inode.gone or not fresh):
+        if file is not None and (file.dirty or file.unlinked or not fresh):
             return file
-        if inode.gone or inode.parent is None:
+        if inode.parent is None:
             raise PosixError(errno.ESTALE)
         since = self.cache.clock() - RECENT if fresh else 0.0
+        # Of a name that stands for something else, too: the kernel walks the path again after
+        # ESTALE, but only once, and then it has to find what is there now.
         entry = await self.namespace.find(inode.parent.prefix, inode.segment, fresh=since)
+        if inode.gone:
+            raise PosixError(errno.ESTALE)
         file = self.files.get(inode)
         if file is not None and file.dirty:
             return file
