@@ -9,12 +9,14 @@ from __future__ import annotations
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from urllib.parse import unquote_to_bytes
 
 META = "x-amz-meta-"
 SECOND = 1_000_000_000
 MAX_ID = 0xFFFFFFFE  # (uid_t) -1 means "do not change" to chown(2).
 MAX_TIME_NS = 1 << 63
 MAX_TARGET = 4096  # PATH_MAX: the target of a symlink is shorter.
+GEESEFS_TARGET, GCSFUSE_TARGET = "--symlink-target", "gcsfuse_symlink_target"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ def decode(metadata: Mapping[str, str], bare: Attributes, size: int = 0) -> Attr
     mode = _mode(metadata, bare.mode)
     if not may_be_special(size, stat.S_IFMT(mode)):
         mode = stat.S_IFREG | stat.S_IMODE(mode)
+    if stat.S_ISREG(mode) and not size and link_target(metadata) is not None:
+        mode = stat.S_IFLNK | 0o777
     mtime_ns = _first_time(metadata, ("mtime", "file-mtime", "goog-reserved-file-mtime"))
     if mtime_ns is None:
         mtime_ns = bare.mtime_ns
@@ -102,6 +106,21 @@ def may_be_special(size: int, kind: int = stat.S_IFLNK) -> bool:
     if kind in (stat.S_IFREG, stat.S_IFDIR):
         return True
     return size < MAX_TARGET if kind == stat.S_IFLNK else size == 0
+
+
+def link_target(metadata: Mapping[str, str], prefix: str = "") -> bytes | None:
+    """Where an empty object leads that keeps its target in its metadata, None if it does not.
+
+    geesefs and gcsfuse make symlinks so; *prefix* is what the names begin with.
+    """
+    escaped, plain = metadata.get(prefix + GEESEFS_TARGET), metadata.get(prefix + GCSFUSE_TARGET)
+    if escaped is not None:
+        target = unquote_to_bytes(escaped)
+    elif plain is not None:
+        target = plain.encode("utf-8", "surrogateescape")
+    else:
+        return None
+    return target if 0 < len(target) < MAX_TARGET and b"\0" not in target else None
 
 
 def format_time(time_ns: int) -> str:

@@ -247,9 +247,11 @@ class FuseOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         with self._request("rename", name_old, ctx.pid):
-            await self._renamer.rename(
+            known = await self._renamer.rename(
                 parent_inode_old, name_old, parent_inode_new, name_new, flags
             )
+            if not known:  # It has moved what it took for that file, an older version.
+                _forget_name(parent_inode_new, name_new)
 
     # -- files -----------------------------------------------------------------------------
 
@@ -299,7 +301,12 @@ class FuseOperations(pyfuse3.Operations):
 
     async def release(self, fh: FileHandleT) -> None:
         with self._request("release", fh):
+            inode = self._fs.handles.file(fh).inode
+            before = inode.gone
             await self._fs.handles.release(fh)
+            if inode.gone and not before and inode.parent is not None:
+                # It could not be saved: the name stands for what somebody else has put there.
+                _forget_name(inode.parent.number, inode.name)
 
     # -- directories -----------------------------------------------------------------------
 
@@ -379,10 +386,13 @@ async def _forget_in_kernel(stale: Sequence[Inode]) -> None:
     for inode in stale:
         # Only names that stand for something else by now: the others may be somebody's
         # working directory, which would lose its path.
-        if inode.gone and not inode.directory and inode.parent is not None:
-            pyfuse3.invalidate_entry_async(
-                InodeT(inode.parent.number), FileNameT(inode.name), ignore_enoent=True
-            )
+        if inode.gone and inode.parent is not None:
+            _forget_name(inode.parent.number, inode.name)
+
+
+def _forget_name(parent: int, name: bytes) -> None:
+    """Have the kernel look a name up anew, as soon as it can."""
+    pyfuse3.invalidate_entry_async(InodeT(parent), FileNameT(name), ignore_enoent=True)
 
 
 def _invalidate(numbers: Sequence[int]) -> None:

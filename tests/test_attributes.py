@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3mount.attributes import META, Attributes, Defaults, decode, encode, format_time
+from s3mount.attributes import META, Attributes, Defaults, decode, encode, format_time, link_target
 
 DEFAULTS = Defaults(uid=1, gid=2, file_mode=0o640, dir_mode=0o750)
 BARE = DEFAULTS.file(5)
@@ -91,3 +91,29 @@ def test_owners_of_other_tools_are_understood():
 
 def test_times_have_nine_digits():
     assert format_time(1_000_000_001) == "1.000000001"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "target"),
+    [
+        ({"--symlink-target": "some/where"}, b"some/where"),
+        ({"--symlink-target": "f%C3%BCr%25"}, "für%".encode()),
+        ({"gcsfuse_symlink_target": "f%C3%BCr"}, b"f%C3%BCr"),
+        ({"gcsfuse_symlink_target": "für"}, "für".encode()),
+        ({"--symlink-target": ""}, None),
+        ({"--symlink-target": "a%00b"}, None),
+        ({"gcsfuse_symlink_target": "a" * 4096}, None),
+        ({"mode": "41471"}, None),
+    ],
+)
+def test_targets_of_symlinks_in_metadata(metadata, target):
+    assert link_target(metadata) == target
+    assert link_target({META + name: value for name, value in metadata.items()}, META) == target
+
+
+def test_only_an_empty_object_has_its_target_in_its_metadata():
+    metadata = {"--symlink-target": "some/where"}
+    assert decode(metadata, BARE, 0).mode == stat.S_IFLNK | 0o777
+    assert decode(metadata, BARE, 1).mode == BARE.mode
+    assert decode({"mode": "4480", **metadata}, BARE, 0).mode == stat.S_IFIFO | 0o600
+    assert decode({"--symlink-target": ""}, BARE, 0).mode == BARE.mode

@@ -86,6 +86,7 @@ class AttributeIndex:
         self._writing = trio.CapacityLimiter(1)
         self._pending: dict[tuple[str, str], Entry | None] = {}
         self._moves: list[Move] = []
+        self._moving: list[Move] = []  # On their way into the file.
         self._used: set[str] = set()
         self._wake = trio.Event()
         self._broken: Exception | None = None
@@ -99,7 +100,7 @@ class AttributeIndex:
         reader, full = self._reader, self._root + prefix
         if reader is None or not names:
             return {}
-        lines = ""
+        lines, moving = "", self._is_moving(full)
         try:
             with trio.move_on_after(READ_PATIENCE):
                 lines = await trio.to_thread.run_sync(
@@ -115,10 +116,15 @@ class AttributeIndex:
                 self._failed(error)
         except UnicodeError:
             return {}  # Half a surrogate pair: no object of S3 has it in its key.
-        if not lines:
+        if not lines or moving or self._is_moving(full):
             return {}
         self._used.add(full)
         return parse(lines)
+
+    def _is_moving(self, prefix: str) -> bool:
+        """Whether the rows under *prefix* are to be moved or dropped, but stand there still."""
+        moves = (*self._moves, *self._moving)
+        return any(prefix.startswith(one) for move in moves for one in move if one is not None)
 
     def file(self, rows: dict[str, Row], segment: str, checked: float) -> Entry | None:
         """What *rows* say of an object, as of *checked*; whether it is that one is not said."""
@@ -171,9 +177,11 @@ class AttributeIndex:
         self.forget(prefix + slash, segment, directory=False)
 
     def forget_tree(self, prefix: str) -> None:
-        """Ask again about everything under *prefix*, where there is somebody to ask."""
-        if not self.lasting:
-            self._move(prefix, None)
+        """Ask again about everything under *prefix*, where there is somebody to ask.
+
+        Nobody else knows of directories what only the index remembers.
+        """
+        self._move(prefix, prefix if self.lasting else None)
 
     def moved(self, old: str, new: str) -> None:
         """Take note that a whole tree has another prefix now."""
@@ -186,8 +194,10 @@ class AttributeIndex:
         old, new = self._root + old, None if new is None else self._root + new
         self._moves.append((old, new))
         for key in [key for key in self._pending if key[0].startswith(old)]:
+            if new == old and key[1].endswith("/"):
+                continue
             entry = self._pending.pop(key)
-            if new is not None:
+            if new is not None and new != old:
                 self._pending[new + key[0][len(old) :], key[1]] = entry
         self._wake.set()
 
@@ -232,6 +242,7 @@ class AttributeIndex:
         keys = list(self._pending)[:BATCH]
         batch = [(key, self._pending.pop(key)) for key in keys]
         moves, self._moves = self._moves, []
+        self._moving = moves
         used, self._used = self._used, set()
         if not self._pending:
             self._wake = trio.Event()
@@ -250,6 +261,8 @@ class AttributeIndex:
         except (sqlite3.Error, UnicodeError) as error:
             if writer is self._writer:
                 self._failed(error)
+        finally:
+            self._moving = []
 
     # -- what goes wrong -------------------------------------------------------------------
 

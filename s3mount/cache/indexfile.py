@@ -66,6 +66,10 @@ _DROP_TREE = (
     f"DELETE FROM names WHERE directory IN (SELECT id FROM directories WHERE {_UNDER})",
     f"DELETE FROM directories WHERE {_UNDER}",
 )
+_DROP_FILES = f"""
+DELETE FROM names WHERE substr(name, -1) <> '/'
+    AND directory IN (SELECT id FROM directories WHERE {_UNDER})
+"""
 _MOVE = f"""
 UPDATE directories SET prefix = ?2 || substr(prefix, length(?1) + 1) WHERE {_UNDER}
 """
@@ -75,7 +79,8 @@ DELETE FROM names WHERE directory = ?1 AND name IN (
 """
 
 Change = tuple[str, str, str | None]  # prefix, name, record (None: the row goes)
-Move = tuple[str, str | None]  # prefix, the other one that it becomes (None: it goes)
+# prefix, the other one that it becomes (None: it goes; itself: all go but the directories)
+Move = tuple[str, str | None]
 
 
 class Damaged(Exception):
@@ -147,6 +152,15 @@ class IndexFile:
         (lines,) = self._database.execute(_PAGE, parameters).fetchone()
         return lines or ""
 
+    def _move(self, old: str, new: str | None) -> None:
+        if new is None:
+            for statement in _DROP_TREE:
+                self._database.execute(statement, (old,))
+        elif new == old:
+            self._database.execute(_DROP_FILES, (old,))
+        else:
+            self._database.execute(_MOVE, (old, new))
+
     def write(
         self,
         changes: Sequence[Change],
@@ -158,11 +172,7 @@ class IndexFile:
         text = json.dumps(changes)
         with self._transaction():
             for old, new in moves:
-                if new is not None:
-                    self._database.execute(_MOVE, (old, new))
-                    continue
-                for statement in _DROP_TREE:
-                    self._database.execute(statement, (old,))
+                self._move(old, new)
             if used:
                 self._database.execute(_TOUCH, (json.dumps(used), now))
             self._database.execute(_ADD_DIRECTORIES, (text, now))

@@ -27,7 +27,7 @@ from s3mount.fs.names import BESIDE, FOLDER, key_of, slot_name
 from s3mount.fs.namespace import HEAD_SIZE, Namespace
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.siblings import Siblings
-from s3mount.fs.status import Stat, inherited, other_kind
+from s3mount.fs.status import Stat, inherited, other_kind, shown_size, target_of
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ABSENT, ObjectStore
@@ -141,7 +141,7 @@ class FileSystem:
 
     def stat_file(self, inode: Inode, file: OpenFile) -> Stat:
         inode.kind = stat.S_IFMT(file.attributes.mode)
-        return Stat(inode, file.attributes, file.size)
+        return Stat(inode, file.attributes, shown_size(file.attributes, file.size, file.kept))
 
     def stat_entry(self, inode: Inode, entry: Entry) -> Stat:
         unsaved = self.markers.unsaved.get(inode)
@@ -153,7 +153,8 @@ class FileSystem:
         certain = entry.attributes is not None or not self.namespace.keep_attributes
         inode.kind = stat.S_IFMT(attributes.mode)
         age = self.cache.clock() - entry.checked
-        return Stat(inode, attributes, entry.size, certain, age)
+        size = shown_size(attributes, entry.size, entry.kept)
+        return Stat(inode, attributes, size, certain, age)
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -183,12 +184,16 @@ class FileSystem:
     async def file_of(self, inode: Inode, *, fresh: bool = False) -> OpenFile:
         """The open file of an inode; with *fresh* the store is asked whether it is current."""
         file = self.files.get(inode)
-        if file is not None and (file.dirty or inode.gone or not fresh):
+        if file is not None and (file.dirty or file.unlinked or not fresh):
             return file
-        if inode.gone or inode.parent is None:
+        if inode.parent is None:
             raise PosixError(errno.ESTALE)
         since = self.cache.clock() - RECENT if fresh else 0.0
+        # Of a name that stands for something else, too: the kernel walks the path again after
+        # ESTALE, but only once, and then it has to find what is there now.
         entry = await self.namespace.find(inode.parent.prefix, inode.segment, fresh=since)
+        if inode.gone:
+            raise PosixError(errno.ESTALE)
         file = self.files.get(inode)
         if file is not None and file.dirty:
             return file
@@ -387,8 +392,13 @@ class FileSystem:
         return replace(made, size=len(body))
 
     async def readlink(self, number: int) -> bytes:
-        """The target of a symlink, as it stands in the object."""
+        """The target of a symlink, as it stands in the object or in its metadata."""
         file = await self.file_of(self.inodes.get(number))
+        if not file.size:
+            target = target_of(file.kept)
+            if target is None:
+                raise PosixError(errno.EIO)
+            return target
         handle = self.handles.new(file, os.O_RDONLY)
         try:
             found = self.handles.read_now(handle, 0, 4096)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import trio
 
 from s3mount.cache.readahead import ReadAhead
-from s3mount.errors import PosixError, StoreError
+from s3mount.errors import Changed, NotFound, PosixError, StoreError
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
@@ -118,11 +118,17 @@ class Handles:
         """close(2): when it returns, the file is safe."""
         handle = self._handles[handle_number]
         if handle.writable or handle.file.changed:
-            await self._files.make_safe(handle.file)
+            await self._make_safe(handle.file)
 
     async def fsync(self, handle_number: int) -> None:
         """fsync(2): when it returns, the file is safe."""
-        await self._files.make_safe(self._handles[handle_number].file)
+        await self._make_safe(self._handles[handle_number].file)
+
+    async def _make_safe(self, file: OpenFile) -> None:
+        try:
+            await self._files.make_safe(file)
+        except NotFound as error:  # Somebody has deleted what it was to be made from.
+            raise Changed(str(error), code=error.code, status=error.status) from error
 
     async def release(self, handle_number: int) -> None:
         """The last reference to a handle is gone."""

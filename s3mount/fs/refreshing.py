@@ -21,7 +21,8 @@ class Refresher:
         """Drop what is known; returns the inodes that the kernel has to forget.
 
         What is not saved yet stays.  A file that is open stays, too, unless the store has
-        another version of it by now: then its name stands for that one from now on.
+        another version of it by now: then its name stands for that one from now on.  So do
+        directories, which may be where somebody works, unless they are not there any more.
         """
         below = [one for one in self._fs.inodes if _is_below(one, inode)]
         if inode.directory:
@@ -33,7 +34,9 @@ class Refresher:
             self._fs.namespace.forget_blocks(inode.key, tree=False)
         for one in below:
             file = self._fs.files.get(one)
-            if file is not None and not file.dirty and not one.gone:
+            if one.gone or one.parent is None or (file is not None and file.dirty):
+                continue
+            if file is not None or (one.directory and not self._fs.has_unsaved(one)):
                 await self._look_again(one)
         return below
 
@@ -43,7 +46,8 @@ class Refresher:
             entry = await self._fs.namespace.find(inode.parent.prefix, inode.segment)
         except StoreError:
             return  # Whoever uses the file next hears of it.
-        if entry is None or entry.directory or inode.shown not in ("", entry.etag):
+        replaced = entry is not None and inode.shown not in ("", entry.etag)
+        if entry is None or replaced or entry.directory != inode.directory:
             self._fs.detach(inode)
 
 

@@ -30,8 +30,12 @@ class Renamer:
 
     async def rename(
         self, parent_number: int, name: bytes, new_parent_number: int, new_name: bytes, flags: int
-    ) -> None:
-        """Rename a file or a tree; what was at the target is replaced."""
+    ) -> bool:
+        """Rename a file or a tree; what was at the target is replaced.
+
+        Returns whether the kernel knew what it has renamed: it goes by its own idea of the
+        name, and somebody else may have replaced that.
+        """
         if flags & ~RENAME_NOREPLACE:
             raise PosixError(errno.EINVAL)
         parent, new_parent = (
@@ -39,6 +43,7 @@ class Renamer:
             self._fs.inodes.get(new_parent_number),
         )
         source = (await self._fs.lookup(parent_number, name)).inode
+        known = source.lookups > 0
         namespace = self._fs.namespace
         new_name, segment = await self._fs.place_of(new_parent, new_name, errno.EINVAL)
         try:
@@ -49,7 +54,7 @@ class Renamer:
             target = None
             await namespace.check_new(new_parent.prefix, segment, directory=source.directory)
         if target is source:
-            return
+            return True
         if target is not None and flags & RENAME_NOREPLACE:
             raise PosixError(errno.EEXIST)
         try:
@@ -61,6 +66,7 @@ class Renamer:
         self._fs.touch_directory(parent)
         self._fs.touch_directory(new_parent)
         await self._fs.keep_directory(parent)
+        return known
 
     async def _rename(
         self, source: Inode, target: Inode | None, parent: Inode, name: bytes, segment: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import stat
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from s3mount.attributes import Attributes
+from s3mount.attributes import META, Attributes, link_target
 from s3mount.cache.metadata import Entry
 from s3mount.fs.inodes import Inode
 
@@ -57,6 +58,18 @@ def other_kind(inode: Inode, entry: Entry) -> bool:
     if entry.attributes is None or inode.kind == 0:
         return False
     return stat.S_IFMT(entry.attributes.mode) != inode.kind
+
+
+def target_of(kept: Mapping[str, str] | None) -> bytes | None:
+    """The target of a symlink whose object is empty: other tools keep it in the metadata."""
+    return None if kept is None else link_target(kept, META)
+
+
+def shown_size(attributes: Attributes, size: int, kept: Mapping[str, str] | None) -> int:
+    """st_size of an object of *size* bytes: of a symlink always the length of its target."""
+    if size or not stat.S_ISLNK(attributes.mode):
+        return size
+    return len(target_of(kept) or b"")
 
 
 def inherited(attributes: Attributes, above: Attributes | None) -> Attributes:

@@ -12,11 +12,13 @@ from dataclasses import InitVar, dataclass, field
 import trio
 
 from s3mount.errors import NotFound, PosixError, StoreError, Unavailable
+from s3mount.fs.namespace import kept_headers
 from s3mount.s3.store import (
     ALWAYS,
     MAX_COPY_SIZE,
     ListedObject,
     ObjectStore,
+    PartDone,
     Precondition,
     Stored,
 )
@@ -327,18 +329,7 @@ async def copy_object(
     headers = await _headers(store, source.key)
     upload_id, note = await begin_upload(store, journal, target, headers)
     try:
-        parts = [
-            await store.copy_part(
-                target,
-                upload_id,
-                number,
-                source=source.key,
-                start=start,
-                stop=min(start + COPY_PART_SIZE, source.size),
-                source_etag=source.etag,
-            )
-            for number, start in enumerate(range(0, source.size, COPY_PART_SIZE), 1)
-        ]
+        parts = await _copy_parts(store, source, target, upload_id)
         stored = await store.complete_upload(target, upload_id, parts, condition=condition)
     except BaseException:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
@@ -349,9 +340,39 @@ async def copy_object(
     return stored
 
 
+async def _copy_parts(
+    store: ObjectStore, source: ListedObject, target: str, upload_id: str
+) -> Sequence[PartDone]:
+    """Copy an object part by part, many at a time."""
+    done: dict[int, PartDone] = {}
+    failures: list[StoreError] = []
+
+    async def copy(number: int, start: int) -> None:
+        stop = min(start + COPY_PART_SIZE, source.size)
+        try:
+            done[number] = await store.copy_part(
+                target,
+                upload_id,
+                number,
+                source=source.key,
+                start=start,
+                stop=stop,
+                source_etag=source.etag,
+            )
+        except StoreError as error:
+            failures.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for number, start in enumerate(range(0, source.size, COPY_PART_SIZE), 1):
+            nursery.start_soon(copy, number, start)
+    if failures:
+        raise failures[0]
+    return [done[number] for number in sorted(done)]
+
+
 async def _headers(store: ObjectStore, key: str) -> dict[str, str]:
     """What an object says about itself, as a new one is told it."""
-    info = await store.head(key)
-    headers = {f"x-amz-meta-{name}": value for name, value in info.metadata.items()}
-    headers["content-type"] = info.headers.get("content-type", "application/octet-stream")
+    headers = dict(kept_headers(await store.head(key), ours=()))
+    headers.setdefault("content-type", "application/octet-stream")
     return headers

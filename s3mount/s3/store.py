@@ -14,7 +14,9 @@ from s3mount.errors import StoreError
 MIB = 1 << 20
 MIN_PART_SIZE = 5 * MIB  # S3 refuses smaller parts, except the last one.
 MAX_PARTS = 10_000
-CLOCK_SLACK_NS = 5_000_000_000  # Between the clocks of a store's machines, or ours and theirs.
+CLOCK_SLACK_NS = 5_000_000_000  # Between our clock and the store's.
+STORE_SLACK_NS = 1_000_000_000  # Between the clocks of a store's machines.
+DATE_STEP_NS = 1_000_000_000  # A store tells whole seconds.
 MAX_COPY_SIZE = 5 << 30  # CopyObject and UploadPartCopy take at most 5 GiB.
 
 Buffer = bytes | bytearray | memoryview
@@ -87,11 +89,14 @@ class Stored:
     def between(self, began_ns: int) -> tuple[int, int]:
         """The moments between which Last-Modified lies, of a write that we began at *began_ns*.
 
-        By the store's clock where it told the time, else by ours; never quite right.
+        By the store's clock where it told the time, else by ours; never quite right.  What
+        another host does to the metadata between them is taken for our write.
         """
         now_ns = time.time_ns()
-        ended_ns = self.moment_ns or now_ns
-        return ended_ns - (now_ns - began_ns) - CLOCK_SLACK_NS, ended_ns + CLOCK_SLACK_NS
+        if not self.moment_ns:
+            return began_ns - CLOCK_SLACK_NS, now_ns + CLOCK_SLACK_NS
+        first_ns = self.moment_ns - (now_ns - began_ns) - STORE_SLACK_NS
+        return first_ns, self.moment_ns + DATE_STEP_NS + STORE_SLACK_NS
 
 
 @dataclass(frozen=True, slots=True)

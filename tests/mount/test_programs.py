@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import IN_CI
 from tests.mount.programs import has, need, run
-from tests.mount.trees import differences, grow, names
+from tests.mount.trees import adorn, adorned, differences, grow, names
 from tests.mounts import Mounter
 
 TREE_FILES = 5000
@@ -41,6 +41,24 @@ def test_cp_of_a_large_tree_in_and_out_compares_equal(mount: Mounter, bucket, tm
     assert names(second.path) == []
 
 
+def test_cp_a_of_a_tree_compares_equal_after_a_remount(mount: Mounter, bucket, tmp_path):
+    original, back = tmp_path / "original", tmp_path / "back"
+    original.mkdir()
+    grow(original, 200, seed=8)
+    os.mkfifo(original / "fifo")
+    adorn(original, seed=8)
+    first = mount(bucket, name="same")
+    run("cp", "-a", original, first.path / "tree")
+    assert adorned(first.path / "tree") == adorned(original)
+    assert first.umount() == 0
+    second = mount(bucket, name="same")
+    assert adorned(second.path / "tree") == adorned(original)
+    sources = (f"{original}/", f"{second.path}/tree/")
+    assert run("rsync", "-aX", "--dry-run", "--itemize-changes", *sources) == ""
+    run("cp", "-a", second.path / "tree", back)
+    assert adorned(back) == adorned(original)
+
+
 def test_tar_unpacks_and_compares(work: Path, tmp_path):
     original, archive = tmp_path / "original", tmp_path / "tree.tar"
     original.mkdir()
@@ -60,13 +78,14 @@ def test_rsync_transfers_nothing_the_second_time(work: Path, tmp_path):
     original = tmp_path / "original"
     original.mkdir()
     grow(original, 300, seed=2)
+    adorn(original, seed=2)
     target = work / "copy"
-    first = run("rsync", "-a", "--itemize-changes", f"{original}/", f"{target}/")
-    assert first.count(">f+++") == 300
-    assert differences(original, target, times=True) == []
-    assert run("rsync", "-a", "--itemize-changes", f"{original}/", f"{target}/") == ""
+    command = ("rsync", "-aX", "--itemize-changes", f"{original}/", f"{target}/")
+    assert run(*command).count(">f+++") == 300
+    assert adorned(target) == adorned(original)
+    assert run(*command) == ""
     (original / "new").write_text("new")
-    changed = run("rsync", "-a", "--itemize-changes", f"{original}/", f"{target}/").splitlines()
+    changed = run(*command).splitlines()
     assert [line.split(" ")[-1] for line in changed if line.startswith(">f")] == ["new"]
 
 

@@ -1,6 +1,7 @@
 """Extended attributes: those of users travel with the object, the others tell about it."""
 
 import base64
+import contextlib
 import errno
 import json
 import os
@@ -398,6 +399,37 @@ def test_refresh_of_a_tree(patient: Shared):
     assert names(top / "below") == ["added", "changed"]
     assert [path.stat().st_size for path in sorted(top.rglob("changed"))] == [5, 5]
     assert not (top / "deleted").exists()
+
+
+def test_refresh_shows_what_others_did_to_the_attributes(patient: Shared):
+    """At once, and in the same second, which no listing tells."""
+    top = patient.root / "attributes"
+    for number in range(3):
+        patient.put(top / f"file{number}", b"content", Metadata={"mode": "33188"})
+    os.setxattr(patient.root, REFRESH, b"")
+    assert {path.stat().st_mode for path in top.iterdir()} == {0o100644}
+    for number in range(3):
+        patient.put(top / f"file{number}", b"content", Metadata={"mode": "33152"})
+    os.setxattr(patient.root, REFRESH, b"")
+    assert {path.stat().st_mode for path in top.iterdir()} == {0o100600}
+
+
+def test_refresh_shows_that_a_directory_is_gone(patient: Shared):
+    for name in ("removed", "kept", "replaced"):
+        (patient.root / name).mkdir()
+    (patient.root / "kept" / "below").mkdir()
+    for name in ("removed/", "kept/below/", "replaced/"):
+        patient.s3.delete_object(Bucket=patient.bucket.name, Key=name)
+    patient.put(patient.root / "replaced", b"a file")
+    assert error_of((patient.root / "removed").mkdir) == "EEXIST"
+    with contextlib.chdir(patient.root / "kept"):
+        os.setxattr(patient.root, REFRESH, b"")
+        assert Path.cwd() == patient.root / "kept"
+    # The kernel hears of it right after setxattr(2) has returned.
+    wait_for(lambda: error_of((patient.root / "removed").rmdir) == "ENOENT")
+    (patient.root / "removed").mkdir()
+    wait_for(lambda: error_of((patient.root / "kept" / "below").stat) == "ENOENT")
+    wait_for(lambda: (patient.root / "replaced").is_file())
 
 
 def test_refresh_of_an_open_file_gives_its_name_to_the_new_version(patient: Shared):

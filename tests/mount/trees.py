@@ -43,6 +43,38 @@ def grow(root: Path, files: int, *, seed: int = 0) -> None:
     (root / "empty").mkdir()
 
 
+def adorn(root: Path, *, seed: int = 0) -> None:
+    """Give a tree owners (as root), modes and times of directories, and extended attributes."""
+    random = Random(seed)
+    below = sorted(walk(root), key=lambda path: -len(path.parts))
+    for path in below:
+        if os.geteuid() == 0:
+            os.chown(path, random.randrange(5000), random.randrange(5000), follow_symlinks=False)
+        if path.is_symlink() or path.is_fifo():
+            continue
+        for name in random.sample(("user.a", "user.colour", "user.ünï"), random.randrange(3)):
+            os.setxattr(path, name, random.randbytes(random.choice((0, 5, 100))))
+        if path.is_dir():
+            path.chmod(random.choice((0o755, 0o700, 0o2750, 0o1777)))
+    for path in below:
+        stamp = random.randrange(10**18, 17 * 10**17)
+        os.utime(path, ns=(stamp, stamp), follow_symlinks=False)
+
+
+def adorned(root: Path) -> Mapping[str, tuple[object, ...]]:
+    """Every name below *root*, with all that `grow` and `adorn` have made."""
+    found = {}
+    for path in walk(root):
+        status = path.lstat()
+        content = "" if path.is_dir() and not path.is_symlink() else seen(path).content
+        attributes = os.listxattr(path, follow_symlinks=False)
+        values = {name: os.getxattr(path, name, follow_symlinks=False) for name in attributes}
+        owner = (status.st_uid, status.st_gid)
+        shown = (oct(status.st_mode), owner, status.st_mtime_ns, content, values)
+        found[str(path.relative_to(root))] = shown
+    return found
+
+
 def names(directory: Path) -> list[str]:
     """What a directory lists, sorted."""
     return sorted(path.name for path in directory.iterdir())

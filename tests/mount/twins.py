@@ -1,7 +1,7 @@
 """Two directories that have to behave alike: one on a mount, one on a disk.
 
-A seed decides what happens; every step happens to both, and their answers are compared: the
-value or the errno, and now and then the whole trees.
+A source of random numbers decides what happens; every step happens to both, and their answers
+are compared: the value or the errno, and now and then the whole trees.
 """
 
 import os
@@ -45,11 +45,11 @@ class Twins:
     """Does random things to two directories, *remote* and *local*, and compares."""
 
     def __init__(
-        self, remote: Path, local: Path, seed: int, *, directory_modes: bool = True
+        self, remote: Path, local: Path, random: Random, *, directory_modes: bool = True
     ) -> None:
         self.remote, self.local = remote, local
         self._directory_modes = directory_modes
-        self._random = Random(seed)
+        self._random = random
         self._pairs: list[Pair] = []
         self._steps: deque[str] = deque(maxlen=MEMORY)
         self._count = 0
@@ -60,6 +60,12 @@ class Twins:
         """Do one random thing to both sides."""
         self._count += 1
         self._random.choice(self._moves)()
+
+    def do(self, move: str, random: Random) -> None:
+        """Do one thing to both sides, of which *random* decides the rest."""
+        self._count += 1
+        self._random = random
+        getattr(self, f"_{move}")()
 
     def compare_trees(self) -> None:
         """Compare everything that both trees show."""
@@ -132,7 +138,8 @@ class Twins:
         return "/".join(self._random.choice(FILES + DIRECTORIES) for _ in range(depth))
 
     def _data(self) -> bytes:
-        return self._random.randbytes(self._random.choice(SIZES))
+        size = self._random.choice(SIZES)
+        return Random(self._count).randbytes(size)
 
     def _offset(self) -> int:
         return self._random.choice(OFFSETS)
