@@ -24,6 +24,7 @@ from s3mount.cache.metadata import MetaCache
 from s3mount.config import Config
 from s3mount.errors import MountError, PosixError, StoreError, WrongRegion
 from s3mount.fs.changing import Changer
+from s3mount.fs.condemning import Condemner
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.names import MAX_KEY, key_size
 from s3mount.fs.namespace import Namespace
@@ -32,7 +33,7 @@ from s3mount.fs.openfile import OpenFile
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.xattrs import Xattrs
-from s3mount.fuse import FuseOperations
+from s3mount.fuse import FuseOperations, forget_in_kernel
 from s3mount.kernel import KernelMount, MountOptions, open_files
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
@@ -207,7 +208,9 @@ class Daemon:
     def _build(self, client: S3Client, background: trio.Nursery) -> _Parts:
         config = self._config
         budget = MemoryBudget(config.memory)
-        blocks = BlockCache(client, budget, background, self._disk)
+        blocks = BlockCache(
+            client, budget, background, self._disk, verify=not client.settings.secure
+        )
         cache = MetaCache(
             config.metadata_ttl,
             config.negative_ttl,
@@ -247,6 +250,7 @@ class Daemon:
         filesystem = FileSystem(
             client, namespace, workshop, exclusive_at_open=config.exclusive_create == "open"
         )
+        blocks.tell_damage_to(Condemner(filesystem, background, forget_in_kernel).condemn)
         metrics = Metrics()
         changer = Changer(filesystem)
         operations = FuseOperations(

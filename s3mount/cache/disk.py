@@ -15,7 +15,7 @@ import secrets
 import sqlite3
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ MAGIC = b"s3mblk1\n"
 HEADER = struct.Struct("<8s32sQQ")  # magic, identity, size of the data, checksum
 MAX_WAITING = 128  # Blocks that wait to be written; a faster reader leaves gaps in the cache.
 BATCH = 16
+DROP_AGAIN_AFTER = 5.0  # Seconds, if what is to be dropped could not be removed.
 RETRY_AFTER = 60.0  # Seconds without writing after the disk has failed.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS blocks (name BLOB PRIMARY KEY, size INTEGER NOT NULL,
@@ -72,6 +73,7 @@ class BlockDisk:
         self._waiting: list[_Waiting] = []
         self._wake = trio.lowlevel.ParkingLot()
         self._used: set[bytes] = set()
+        self._dropped: set[bytes] = set()
         self._quiet_until = 0.0
         self.hits = 0
         self.hit_bytes = 0
@@ -108,6 +110,8 @@ class BlockDisk:
 
     def has(self, name: bytes) -> bool:
         """Whether a block seems to be here: a look into the kernel's name cache, 3 us."""
+        if name in self._dropped:
+            return False
         try:
             os.stat(_place(name), dir_fd=self._directory, follow_symlinks=False)
         except OSError:
@@ -134,29 +138,45 @@ class BlockDisk:
         self._wake.unpark_all()
         return True
 
+    def drop(self, names: Iterable[bytes]) -> None:
+        """Serve these blocks no more; they are removed soon."""
+        self._dropped.update(names)
+        for item in [item for item in self._waiting if item.name in self._dropped]:
+            self._waiting.remove(item)
+            item.done()
+        self._wake.unpark_all()
+
     async def run(self) -> None:
         """Write what is to be kept, until cancelled."""
         while True:
-            while not self._waiting:
+            while not self._waiting and not self._dropped:
                 await self._wake.park()
-            await self._write_some()
+            if not await self._write_some() and not self._waiting:
+                await trio.sleep(DROP_AGAIN_AFTER)
 
     async def flush(self) -> None:
         """Write all that waits."""
         while self._waiting:
             await self._write_some()
+        if self._dropped:
+            await self._write_some()
 
-    async def _write_some(self) -> None:
+    async def _write_some(self) -> bool:
+        """Write what waits longest, and remove what was dropped; whether that worked."""
         batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
         uses, self._used = self._used, set()
+        dropped = frozenset(self._dropped)
         try:
-            await trio.to_thread.run_sync(self._write_all, batch, uses)
+            await trio.to_thread.run_sync(self._write_all, batch, uses, dropped)
+            self._dropped -= dropped
         except (OSError, sqlite3.Error) as error:
             self._quiet_until = trio.current_time() + RETRY_AFTER
             log.warning("%s: the cache is not written to for a minute: %s", self._path, error)
+            return False
         finally:
             for item in batch:
                 item.done()
+        return True
 
     # -- in threads ------------------------------------------------------------------------
 
@@ -191,10 +211,16 @@ class BlockDisk:
             return False
         return bool(checksum == self._checksum(item.buffer, 0))
 
-    def _write_all(self, batch: Sequence[_Waiting], uses: set[bytes]) -> None:
+    def _write_all(
+        self, batch: Sequence[_Waiting], uses: set[bytes], dropped: Collection[bytes]
+    ) -> None:
         database = self._database
         if database is None:
             return
+        # Before the batch, in which the right block of the same name may be.
+        for name in dropped:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_place(name), dir_fd=self._directory)
         try:
             self._make_room(database, sum(len(item.data) for item in batch))
             now = time.time()

@@ -180,6 +180,8 @@ class FileSystem:
         """The open file of an inode; with *fresh* the store is asked whether it is current."""
         file = self.files.get(inode)
         if file is not None and (file.dirty or inode.gone or not fresh):
+            if file.condemned and inode.gone and fresh:
+                raise PosixError(errno.ESTALE)  # The name has another inode by now.
             return file
         if inode.gone or inode.parent is None:
             raise PosixError(errno.ESTALE)

@@ -13,7 +13,15 @@ from s3mount.attributes import Defaults, decode
 from s3mount.cache.blocks import BlockCache, ObjectVersion
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import Absent, Entry, MetaCache
-from s3mount.errors import Denied, InvalidName, InvalidRange, NotFound, PosixError, StoreError
+from s3mount.errors import (
+    Changed,
+    Denied,
+    InvalidName,
+    InvalidRange,
+    NotFound,
+    PosixError,
+    StoreError,
+)
 from s3mount.fs.listing import Listing
 from s3mount.fs.names import (
     BESIDE,
@@ -213,8 +221,8 @@ class Namespace:
                 return None
             listed = known is not None
         if listed and isinstance(known, Entry) and not known.directory:
-            size = known.size if whole and not self._has(key_of(prefix, segment), known) else None
-            entry = await self.look(key_of(prefix, segment), size=size)
+            wanted = whole and not self._has(key_of(prefix, segment), known)
+            entry = await self.look(key_of(prefix, segment), inside=known if wanted else None)
             if entry is None:  # The listing was older than we thought.
                 entry = await self._ask_both(prefix, segment)
         elif listed and isinstance(known, Entry):
@@ -323,26 +331,32 @@ class Namespace:
         """Whether the credentials may not list, so that absence is not certain."""
         return self._listing_denied
 
-    async def look(self, key: str, *, size: int | None = None) -> Entry | None:
-        """What HEAD says of an object, or None; with the bytes of a small one, at once."""
+    async def look(self, key: str, *, inside: Entry | None = None) -> Entry | None:
+        """What HEAD says of an object, or None.
+
+        Where a listing has shown *inside*, and it is small, its bytes come along.
+        """
         if not key:
             return None  # That would be the bucket.
         try:
-            if size is not None and 0 < size <= HEAD_SIZE:
-                return await self._look_inside(key, size)
+            if inside is not None and 0 < inside.size <= HEAD_SIZE:
+                return await self._look_inside(key, inside)
             entry = self.entry(await self._store.head(key))
         except (NotFound, InvalidName):
             return None
         marks = key.endswith("/") or folder_of(key) is not None
         return None if marks and entry.size == 0 else entry
 
-    async def _look_inside(self, key: str, size: int) -> Entry:
-        buffer = memoryview(bytearray(size))
+    async def _look_inside(self, key: str, listed: Entry) -> Entry:
+        buffer = memoryview(bytearray(listed.size))
         try:
-            info = await self._store.get(key, 0, [buffer], etag=None)
-        except InvalidRange:  # It has become empty since it was listed.
+            # Of one version, and whole: only then the store tells the checksum of what it sends.
+            info = await self._store.get(
+                key, 0, [buffer], etag=listed.etag or None, size=listed.size
+            )
+        except (Changed, InvalidRange):  # It is another one since it was listed.
             return self.entry(await self._store.head(key))
-        if info.size == size:
+        if info.size == listed.size:
             self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
         return self.entry(info)
 
