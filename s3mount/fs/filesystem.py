@@ -186,7 +186,7 @@ class FileSystem:
         if inode.gone or inode.parent is None:
             raise PosixError(errno.ESTALE)
         since = self.cache.clock() - RECENT if fresh else 0.0
-        entry = await self.namespace.find(inode.parent.prefix, inode.segment, fresh=since)
+        entry = await self.namespace.find_current(inode.parent.prefix, inode.segment, since)
         file = self.files.get(inode)
         if file is not None and file.dirty:
             return file

@@ -21,6 +21,7 @@ from s3mount.errors import (
     NotFound,
     PosixError,
     StoreError,
+    Unavailable,
 )
 from s3mount.fs.listing import Listing
 from s3mount.fs.names import (
@@ -45,6 +46,7 @@ from s3mount.s3.store import ListPage, ObjectInfo, ObjectStore
 log = logging.getLogger(__name__)
 
 WORTH_LISTING = 5000  # Names: so many come in five pages, cheaper than asking for three.
+OUTAGE_PATIENCE = 3.0  # Seconds for the store to say whether a file is still the same.
 HEAD_SIZE = 128 << 10  # Bytes that come along when a file that will be read is looked up.
 
 # What a new version of an object takes over from the old one, beside its attributes.
@@ -198,6 +200,22 @@ class Namespace:
                     return await self._ask_once(key, known, whole)
                 continue
             return await self._ask_once(key, known, whole)
+
+    async def find_current(self, prefix: str, segment: str, since: float) -> Entry | None:
+        """What is there, as the store said after *since*.
+
+        While the store cannot be reached, what may still be believed of a file has to do: it is
+        better than no answer, and than one after a minute.
+        """
+        known = self.cache.get(prefix, segment)
+        if not isinstance(known, Entry) or known.attributes is None:
+            return await self.find(prefix, segment, fresh=since)
+        with trio.move_on_after(OUTAGE_PATIENCE):
+            try:
+                return await self.find(prefix, segment, fresh=since)
+            except Unavailable as error:
+                log.debug("%s is not looked at again: %s", segment, error)
+        return known
 
     async def _ask_once(
         self, key: tuple[str, str], known: Entry | Absent | None, whole: bool

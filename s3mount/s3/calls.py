@@ -245,7 +245,10 @@ class Calls:
         head = self._render(request, credentials, asks)
         now = trio.current_time()
         left = max(1.0, operation.deadline - now)
-        patience = _SLOW_SECONDS if request.slow else min(FIRST_BYTE_SECONDS, left)
+        # Short enough that a request which got lost can be made again within the time limit.
+        patience = min(FIRST_BYTE_SECONDS, max(1.0, self.timeout / 4), left)
+        if request.slow:
+            patience = _SLOW_SECONDS
         # A proxy on the way may hold megabytes that it still has to pass on.
         patience += min(size / _SLOWEST_RATE, _MAX_PASSING_SECONDS)
         # Until the body is sent it is the body that has to move.
