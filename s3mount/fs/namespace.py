@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
@@ -22,7 +22,9 @@ from s3mount.errors import (
     PosixError,
     StoreError,
     Unavailable,
+    Unrecognised,
 )
+from s3mount.fs.headers import OURS, kept_headers
 from s3mount.fs.listing import Listing
 from s3mount.fs.names import (
     BESIDE,
@@ -48,33 +50,6 @@ log = logging.getLogger(__name__)
 WORTH_LISTING = 5000  # Names: so many come in five pages, cheaper than asking for three.
 OUTAGE_PATIENCE = 3.0  # Seconds for the store to say whether a file is still the same.
 HEAD_SIZE = 128 << 10  # Bytes that come along when a file that will be read is looked up.
-
-# What a new version of an object takes over from the old one, beside its attributes.
-KEPT_HEADERS = (
-    "cache-control",
-    "content-disposition",
-    "content-encoding",
-    "content-language",
-    "content-type",
-    "expires",
-    "x-amz-website-redirect-location",
-)
-META = "x-amz-meta-"
-OURS = ("mode", "uid", "gid", "mtime", "ctime", "atime", "rdev", "xattr")
-
-
-def kept_headers(info: ObjectInfo, ours: Collection[str] = OURS) -> Mapping[str, str]:
-    """The headers of an object that a new version of the same file keeps.
-
-    *ours* are the names of metadata that are written anew.
-    """
-    kept = {name: info.headers[name] for name in KEPT_HEADERS if info.headers.get(name)}
-    if kept.get("content-encoding") == "aws-chunked":
-        del kept["content-encoding"]
-    for name, value in info.metadata.items():
-        if name not in ours:
-            kept[META + name] = value
-    return kept
 
 
 class Namespace:
@@ -324,6 +299,8 @@ class Namespace:
         """Where listing is not allowed, at least a directory that has a marker can be found."""
         try:
             await self._store.head(key)
+        except Unrecognised:
+            raise
         except (NotFound, Denied, InvalidName):
             return None
         return await self._look_directory(key, marker=True)
@@ -334,6 +311,9 @@ class Namespace:
         Where listing is not allowed, AWS answers 403 for an object that is not there; saying
         "nothing" is safe then, because a creation carries If-None-Match.
         """
+        for error in failures.values():
+            if isinstance(error, Unrecognised):
+                raise error
         listing = failures.get("directory")
         if isinstance(listing, Denied):
             self._listing_denied = True

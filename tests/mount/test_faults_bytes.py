@@ -20,7 +20,7 @@ from tests.mounts import Bucket, Mounter
 from tests.servers import Server
 
 MIB = 1 << 20
-TIMEOUT = 3  # Seconds that the mount tries a failing store.
+TIMEOUT = 4  # Seconds that the mount tries a failing store.
 SOON = TIMEOUT + 10.0  # An error has to come within the limit, on a slow machine too.
 ERROR_IN_OK = Answer(200, "InternalError")
 

@@ -21,7 +21,7 @@ from tests.mount.conftest import Shared
 from tests.mount.trees import names
 
 MIB = 1 << 20
-TIMEOUT = 3  # Seconds that the mount tries a failing store.
+TIMEOUT = 4  # Seconds that the mount tries a failing store.
 SOON = TIMEOUT + 10.0  # An error has to come within the limit, on a slow machine too.
 BACK = 15.0  # Seconds for five that may pass after the store's return.
 
@@ -31,7 +31,8 @@ def shared(sharing) -> Iterator[Shared]:
     options = ("--timeout", f"{TIMEOUT}s", "--metadata-ttl", "30s", "--negative-ttl", "0s")
     with sharing(*options, proxied=True) as shared:
         shared.mounter.expect_log(
-            r"cannot connect|in time|503|SlowDown|connection|could not be saved|InternalError|the store answered",
+            r"cannot connect|in time|503|SlowDown|connection|could not be saved"
+            r"|InternalError|the store answered",
             optional=True,
         )
         yield shared
