@@ -37,6 +37,7 @@ from s3mount.fuse import FuseOperations, forget_in_kernel
 from s3mount.kernel import KernelMount, MountOptions, open_files
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
+from s3mount.private import refuse_shared
 from s3mount.s3 import checksum, session
 from s3mount.s3.client import S3Client
 from s3mount.s3.probe import probe
@@ -124,6 +125,7 @@ class Daemon:
 
     async def main(self) -> int:
         """Start, serve and stop."""
+        await trio.to_thread.run_sync(refuse_shared, self._config.state_dir)
         if self._disk is not None:
             await trio.to_thread.run_sync(self._disk.open)
         try:

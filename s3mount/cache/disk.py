@@ -13,9 +13,10 @@ import logging
 import os
 import secrets
 import sqlite3
+import stat
 import struct
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -187,7 +188,8 @@ class BlockDisk:
         place = _place(item.name)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(place, flags, dir_fd=self._directory)
+            with self._folder(place) as (folder, name):
+                descriptor = os.open(name, flags, dir_fd=folder)
         except OSError:
             return False
         try:
@@ -237,26 +239,44 @@ class BlockDisk:
             log.warning("%s: the cache is damaged and starts anew: %s", self._path, error)
             self._start_anew()
 
+    @contextlib.contextmanager
+    def _folder(self, place: str) -> Iterator[tuple[int, str]]:
+        """The directory of a block, which is no link to anywhere else, and the name in it."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        above, _, name = place.partition("/")
+        folder = os.open(above, flags, dir_fd=self._directory)
+        try:
+            yield folder, name
+        finally:
+            os.close(folder)
+
+    def _make_folder(self, place: str) -> None:
+        above = place.partition("/")[0]
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.lstat(above, dir_fd=self._directory).st_mode):
+                os.unlink(above, dir_fd=self._directory)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(above, 0o700, dir_fd=self._directory)
+
     def _write_one(self, item: _Waiting) -> None:
         place = _place(item.name)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(place[:2], 0o700, dir_fd=self._directory)
-        temporary = f"{place[:2]}/.{secrets.token_hex(8)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600, dir_fd=self._directory)
-        try:
-            header = HEADER.pack(MAGIC, item.name, len(item.data), self._checksum(item.data, 0))
-            if os.writev(descriptor, [header, item.data]) != HEADER.size + len(item.data):
-                raise OSError(28, "a block was written in part only")
-            directory = self._directory
-            os.rename(temporary, place, src_dir_fd=directory, dst_dir_fd=directory)
-            self.written_bytes += len(item.data)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=self._directory)
-            raise
-        finally:
-            os.close(descriptor)
+        self._make_folder(place)
+        with self._folder(place) as (folder, name):
+            temporary = f".{secrets.token_hex(8)}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
+            try:
+                header = HEADER.pack(MAGIC, item.name, len(item.data), self._checksum(item.data, 0))
+                if os.writev(descriptor, [header, item.data]) != HEADER.size + len(item.data):
+                    raise OSError(28, "a block was written in part only")
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                self.written_bytes += len(item.data)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=folder)
+                raise
+            finally:
+                os.close(descriptor)
 
     def _make_room(self, database: sqlite3.Connection, size: int) -> None:
         """Drop the blocks that were not used for longest, before more are written."""
@@ -286,7 +306,9 @@ class BlockDisk:
             os.close(os.open("index.sqlite3", flags, 0o600, dir_fd=self._directory))
         database = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
         try:
-            database.execute("PRAGMA journal_mode = WAL")
+            # Not WAL: it maps a file into our memory, and who makes that file unwritable, or
+            # shorter, ends the daemon by a SIGBUS.
+            database.execute("PRAGMA journal_mode = TRUNCATE")
             # Only a cache: what a power loss takes is fetched again.
             database.execute("PRAGMA synchronous = OFF")
             database.executescript(SCHEMA)
