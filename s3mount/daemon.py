@@ -24,6 +24,7 @@ from s3mount.config import Config
 from s3mount.ending import Ending
 from s3mount.errors import MountError, StoreError, WrongRegion
 from s3mount.fs.changing import Changer
+from s3mount.fs.condemning import Condemner
 from s3mount.fs.draining import save_all
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.names import MAX_KEY, key_size
@@ -35,11 +36,12 @@ from s3mount.fs.renaming import Renamer
 from s3mount.fs.tree import TreeMover
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.xattrs import Xattrs
-from s3mount.fuse import FuseOperations
+from s3mount.fuse import FuseOperations, forget_in_kernel
 from s3mount.journaling import describe
 from s3mount.kernel import KernelMount, MountOptions, open_files
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
+from s3mount.private import refuse_shared
 from s3mount.s3 import checksum, session
 from s3mount.s3.client import S3Client
 from s3mount.s3.probe import probe
@@ -139,6 +141,7 @@ class Daemon:
 
     async def main(self) -> int:
         """Start, serve and stop."""
+        await trio.to_thread.run_sync(refuse_shared, self._config.state_dir)
         if self._disk is not None:
             await trio.to_thread.run_sync(self._disk.open)
         try:
@@ -257,7 +260,9 @@ class Daemon:
         staged = journal.slot.staged
         limit = config.writeback_limit if config.writeback and not config.ro else 0
         budget = MemoryBudget(config.memory)
-        blocks = BlockCache(client, budget, background, self._disk)
+        blocks = BlockCache(
+            client, budget, background, self._disk, verify=not client.settings.secure
+        )
         cache = MetaCache(
             config.metadata_ttl,
             config.negative_ttl,
@@ -299,6 +304,7 @@ class Daemon:
         filesystem = FileSystem(
             client, namespace, workshop, exclusive_at_open=config.exclusive_create == "open"
         )
+        blocks.tell_damage_to(Condemner(filesystem, background, forget_in_kernel).condemn)
         metrics = Metrics()
         changer = Changer(filesystem)
         mover = TreeMover(client, journal.journal, work)

@@ -64,7 +64,14 @@ class Denied(StoreError):
     """The credentials do not allow this, are wrong, or have expired."""
 
 
-class NoCredentials(Denied):
+class Unrecognised(Denied):
+    """The store does not take the request for ours: a key, a signature or a token is not good.
+
+    It says nothing about what was asked for, not even that it may not be seen.
+    """
+
+
+class NoCredentials(Unrecognised):
     """No credentials were found, or they could not be refreshed."""
 
 
@@ -123,6 +130,7 @@ ERRNO_OF: Mapping[type[StoreError], int] = {
     NotFound: errno.ENOENT,
     NoSuchBucket: errno.EIO,
     Denied: errno.EACCES,
+    Unrecognised: errno.EACCES,
     NoCredentials: errno.EACCES,
     Changed: errno.ESTALE,
     Exists: errno.EEXIST,

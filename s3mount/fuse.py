@@ -367,14 +367,14 @@ class FuseOperations(pyfuse3.Operations):
         with self._request("setxattr", name, ctx.pid):
             stale = await self._xattrs.set(inode, name, value)
             if stale:
-                await _forget_in_kernel(stale)
+                await forget_in_kernel(stale)
 
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         with self._request("removexattr", name, ctx.pid):
             await self._xattrs.remove(inode, name)
 
 
-async def _forget_in_kernel(stale: Sequence[Inode]) -> None:
+async def forget_in_kernel(stale: Sequence[Inode]) -> None:
     """Have the kernel ask again for attributes and bytes.
 
     In a thread, because it may have to wait for pages that we have yet to take; and not for

@@ -1,5 +1,6 @@
 """Where log lines go, what they look like, and what they never hold: secrets."""
 
+import errno
 import json
 import logging
 import os
@@ -154,6 +155,17 @@ class StartupHandler(logging.StreamHandler[TextIO]):
     """Shows warnings to the person who typed the command, until `detach`."""
 
 
+class Unheard(logging.Filter):
+    """Takes answers to requests that the kernel has given up for what they are: no matter.
+
+    Whoever asked was killed, or the mount is gone; pyfuse3 calls it an error.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is to be logged."""
+        return not record.getMessage().endswith(f"failed with {os.strerror(errno.ENOENT)}")
+
+
 def set_up(*, level: str, form: str, file: Path | None, background: bool) -> None:
     """Send log records of at least *level* to where they belong.
 
@@ -164,6 +176,7 @@ def set_up(*, level: str, form: str, file: Path | None, background: bool) -> Non
     root.setLevel(level.upper())
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("pyfuse3").addFilter(Unheard())
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()

@@ -29,3 +29,19 @@ def open_private(path: Path) -> int:
         os.close(descriptor)
         raise MountError(f"{path} is open to others (try: chmod 700 {path})", 2)
     return descriptor
+
+
+def refuse_shared(path: Path) -> None:
+    """Make *path*, or raise `MountError` when others could put something else into its place.
+
+    What is below it has to be private; the directory itself others may read.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise MountError(f"{path}: {error.strerror} (choose another directory)", 2) from error
+    if status.st_uid not in (os.geteuid(), 0):
+        raise MountError(f"{path} belongs to another user (uid {status.st_uid})", 2)
+    if stat.S_IMODE(status.st_mode) & 0o022:
+        raise MountError(f"{path} can be written to by others (try: chmod go-w {path})", 2)

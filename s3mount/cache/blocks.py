@@ -11,7 +11,9 @@ import trio
 
 from s3mount.cache.arena import Arena, Room
 from s3mount.cache.disk import BlockDisk, Wanted
-from s3mount.errors import StoreError
+from s3mount.cache.integrity import Integrity
+from s3mount.cache.version import ObjectVersion as ObjectVersion  # by which blocks are named
+from s3mount.errors import Corrupt, StoreError
 from s3mount.memory import MemoryBudget
 from s3mount.s3.store import MIB, ObjectStore
 
@@ -19,14 +21,6 @@ log = logging.getLogger(__name__)
 
 BLOCK_SIZE = MIB  # The largest request of the kernel; a whole one is answered without a copy.
 PIECE_SIZE = 32 << 10  # What a random read fetches; 32 KiB cost a connection 0.4 ms at 90 MB/s.
-
-
-class ObjectVersion(NamedTuple):
-    """The identity of some content: the same key and ETag mean the same bytes."""
-
-    key: str
-    etag: str
-    size: int
 
 
 class BlockId(NamedTuple):
@@ -68,7 +62,8 @@ class BlockCache:
     A block is named by its object's ETag, so a cached block is never stale: a changed object
     has other blocks, and the old ones age out unasked for.  Buffers are recycled, because the
     first touch of fresh memory costs more than filling it, so a view that is handed out is
-    good only until the caller's next checkpoint.
+    good only until the caller's next checkpoint.  With *verify* nobody else vouches for what
+    the store sends, see `Integrity`.
     """
 
     def __init__(
@@ -77,9 +72,13 @@ class BlockCache:
         budget: MemoryBudget,
         nursery: trio.Nursery,
         disk: BlockDisk | None,
+        *,
+        verify: bool,
     ) -> None:
         self._store = store
         self._disk = disk
+        self._integrity = Integrity(store, nursery, BLOCK_SIZE, self._peek) if verify else None
+        self._tell_damage: Callable[[ObjectVersion], None] | None = None
         self._budget = budget
         self._nursery = nursery
         self._blocks: cachetools.LRUCache[BlockId, Block] = cachetools.LRUCache(1 << 40)
@@ -183,6 +182,10 @@ class BlockCache:
         for block_id in filter(meant, list(self._pieces)):
             self._budget.give(len(self._pieces.pop(block_id)))
 
+    def tell_damage_to(self, listener: Callable[[ObjectVersion], None]) -> None:
+        """Have *listener* told, without a checkpoint, of versions whose bytes were wrong."""
+        self._tell_damage = listener
+
     def clear(self) -> None:
         """Drop all clean blocks."""
         self._reclaim(1 << 62)
@@ -245,14 +248,7 @@ class BlockCache:
         error: StoreError | None = None
         try:
             for start, run in await self._load(version, first, blocks):
-                await self._store.get(
-                    version.key,
-                    start * BLOCK_SIZE,
-                    [_filled(block) for block in run],
-                    etag=version.etag,
-                    progress=self._progress(version, start, run),
-                    urgent=urgent,
-                )
+                await self._get(version, start, run, urgent)
         except StoreError as caught:
             # Whoever waits raises it; a prefetch nobody waits for is asked again on demand,
             # and then the failure has a request to belong to.
@@ -264,6 +260,56 @@ class BlockCache:
                     del self._fetching[BlockId(version, index)]
                     self._recycle(block)
                     block.fail(error)
+
+    async def _get(
+        self, version: ObjectVersion, first: int, blocks: Sequence[Block], urgent: bool
+    ) -> None:
+        """Fetch blocks with one GET, and show what nothing speaks against."""
+        views = [_filled(block) for block in blocks]
+        held: list[tuple[int, Block]] = []
+        progress = self._progress(version, first, blocks, held)
+        whole = first == 0 and sum([len(view) for view in views]) == version.size
+        await self._store.get(
+            version.key,
+            first * BLOCK_SIZE,
+            views,
+            etag=version.etag,
+            # A whole object is compared with its checksum before anybody sees it.
+            progress=None if whole else progress,
+            urgent=urgent,
+            size=version.size if whole else None,
+        )
+        if whole:
+            progress(version.size)
+        for number, block in held:
+            await self._check(version, number, block)
+            self._show(version, number, block)
+
+    async def _check(self, version: ObjectVersion, number: int, block: Block) -> None:
+        """Judge a block that was held back; raises `Corrupt` when the version is damaged."""
+        assert self._integrity is not None
+        try:
+            await self._integrity.check(version, number, _filled(block))
+        except Corrupt as error:
+            log.warning("%s; it is dropped and fetched again when it is read again", error)
+            self._spoil(version)
+            raise
+
+    def _spoil(self, version: ObjectVersion) -> None:
+        """Drop a version everywhere: some of its bytes are wrong."""
+        self.forget(version.key, tree=False)
+        if self._disk is not None:
+            count = -(-version.size // BLOCK_SIZE)
+            self._disk.drop(self._name(version, BLOCK_SIZE, number) for number in range(count))
+        if self._tell_damage is not None:
+            self._tell_damage(version)
+
+    def _held_back(self, version: ObjectVersion, number: int) -> bool:
+        return self._integrity is not None and self._integrity.holds_back(version, number)
+
+    def _peek(self, version: ObjectVersion, number: int) -> memoryview | None:
+        block = self._blocks.get(BlockId(version, number))
+        return None if block is None else _filled(block)
 
     async def _load(
         self, version: ObjectVersion, first: int, blocks: Sequence[Block]
@@ -280,12 +326,27 @@ class BlockCache:
         runs: list[tuple[int, list[Block]]] = []
         for number, (block, here) in enumerate(zip(blocks, found, strict=True), first):
             if here:
-                self._arrived(BlockId(version, number), block)
+                await self._take_from_disk(version, number, block)
             elif runs and runs[-1][0] + len(runs[-1][1]) == number:
                 runs[-1][1].append(block)
             else:
                 runs.append((number, [block]))
         return runs
+
+    async def _take_from_disk(self, version: ObjectVersion, number: int, block: Block) -> None:
+        if self._held_back(version, number):
+            await self._check(version, number, block)
+            self._arrived(BlockId(version, number), block)
+            return
+        self._arrived(BlockId(version, number), block)
+        if self._integrity is not None:
+            self._integrity.arrived(version, number, _filled(block))
+
+    def _show(self, version: ObjectVersion, number: int, block: Block) -> None:
+        self.fetched_bytes += block.size
+        block_id = BlockId(version, number)
+        self._arrived(block_id, block)
+        self._keep(block_id, block)
 
     def _name(self, version: ObjectVersion, unit: int, number: int) -> bytes:
         assert self._disk is not None
@@ -313,22 +374,33 @@ class BlockCache:
             block.held -= 1
 
     def _progress(
-        self, version: ObjectVersion, first: int, blocks: Sequence[Block]
+        self,
+        version: ObjectVersion,
+        first: int,
+        blocks: Sequence[Block],
+        held: list[tuple[int, Block]],
     ) -> Callable[[int], None]:
+        """What shows blocks as they come; those that have to be checked first go to *held*."""
         current = 0
 
         def progress(received: int) -> None:
             nonlocal current
             received -= current * BLOCK_SIZE
             while current < len(blocks) and received >= blocks[current].size:
-                block = blocks[current]
-                self.fetched_bytes += block.size
-                block_id = BlockId(version, first + current)
-                self._arrived(block_id, block)
-                self._keep(block_id, block)
+                block, number = blocks[current], first + current
+                if self._held_back(version, number):
+                    held.append((number, block))
+                else:
+                    self._show(version, number, block)
+                    if self._integrity is not None:
+                        self._integrity.arrived(version, number, _filled(block))
                 current += 1
                 received -= BLOCK_SIZE
-            if received > 0 and current < len(blocks):
+            if (
+                received > 0
+                and current < len(blocks)
+                and not self._held_back(version, first + current)
+            ):
                 blocks[current].fill(received)
 
         return progress
@@ -340,7 +412,8 @@ class BlockCache:
         try:
             kept = await self._load_pieces(version, low, buffer)
             if not kept:
-                await self._store.get(version.key, low, [buffer], etag=version.etag)
+                whole = version.size if size == version.size else None
+                await self._store.get(version.key, low, [buffer], etag=version.etag, size=whole)
                 self.fetched_bytes += size
         except BaseException:
             self._budget.give(size)

@@ -13,9 +13,10 @@ import logging
 import os
 import secrets
 import sqlite3
+import stat
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ MAGIC = b"s3mblk1\n"
 HEADER = struct.Struct("<8s32sQQ")  # magic, identity, size of the data, checksum
 MAX_WAITING = 128  # Blocks that wait to be written; a faster reader leaves gaps in the cache.
 BATCH = 16
+DROP_AGAIN_AFTER = 5.0  # Seconds, if what is to be dropped could not be removed.
 RETRY_AFTER = 60.0  # Seconds without writing after the disk has failed.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS blocks (name BLOB PRIMARY KEY, size INTEGER NOT NULL,
@@ -72,6 +74,7 @@ class BlockDisk:
         self._waiting: list[_Waiting] = []
         self._wake = trio.lowlevel.ParkingLot()
         self._used: set[bytes] = set()
+        self._dropped: set[bytes] = set()
         self._quiet_until = 0.0
         self.hits = 0
         self.hit_bytes = 0
@@ -108,6 +111,8 @@ class BlockDisk:
 
     def has(self, name: bytes) -> bool:
         """Whether a block seems to be here: a look into the kernel's name cache, 3 us."""
+        if name in self._dropped:
+            return False
         try:
             os.stat(_place(name), dir_fd=self._directory, follow_symlinks=False)
         except OSError:
@@ -134,29 +139,45 @@ class BlockDisk:
         self._wake.unpark_all()
         return True
 
+    def drop(self, names: Iterable[bytes]) -> None:
+        """Serve these blocks no more; they are removed soon."""
+        self._dropped.update(names)
+        for item in [item for item in self._waiting if item.name in self._dropped]:
+            self._waiting.remove(item)
+            item.done()
+        self._wake.unpark_all()
+
     async def run(self) -> None:
         """Write what is to be kept, until cancelled."""
         while True:
-            while not self._waiting:
+            while not self._waiting and not self._dropped:
                 await self._wake.park()
-            await self._write_some()
+            if not await self._write_some() and not self._waiting:
+                await trio.sleep(DROP_AGAIN_AFTER)
 
     async def flush(self) -> None:
         """Write all that waits."""
         while self._waiting:
             await self._write_some()
+        if self._dropped:
+            await self._write_some()
 
-    async def _write_some(self) -> None:
+    async def _write_some(self) -> bool:
+        """Write what waits longest, and remove what was dropped; whether that worked."""
         batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
         uses, self._used = self._used, set()
+        dropped = frozenset(self._dropped)
         try:
-            await trio.to_thread.run_sync(self._write_all, batch, uses)
+            await trio.to_thread.run_sync(self._write_all, batch, uses, dropped)
+            self._dropped -= dropped
         except (OSError, sqlite3.Error) as error:
             self._quiet_until = trio.current_time() + RETRY_AFTER
             log.warning("%s: the cache is not written to for a minute: %s", self._path, error)
+            return False
         finally:
             for item in batch:
                 item.done()
+        return True
 
     # -- in threads ------------------------------------------------------------------------
 
@@ -167,7 +188,8 @@ class BlockDisk:
         place = _place(item.name)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(place, flags, dir_fd=self._directory)
+            with self._folder(place) as (folder, name):
+                descriptor = os.open(name, flags, dir_fd=folder)
         except OSError:
             return False
         try:
@@ -191,10 +213,16 @@ class BlockDisk:
             return False
         return bool(checksum == self._checksum(item.buffer, 0))
 
-    def _write_all(self, batch: Sequence[_Waiting], uses: set[bytes]) -> None:
+    def _write_all(
+        self, batch: Sequence[_Waiting], uses: set[bytes], dropped: Collection[bytes]
+    ) -> None:
         database = self._database
         if database is None:
             return
+        # Before the batch, in which the right block of the same name may be.
+        for name in dropped:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_place(name), dir_fd=self._directory)
         try:
             self._make_room(database, sum(len(item.data) for item in batch))
             now = time.time()
@@ -211,26 +239,44 @@ class BlockDisk:
             log.warning("%s: the cache is damaged and starts anew: %s", self._path, error)
             self._start_anew()
 
+    @contextlib.contextmanager
+    def _folder(self, place: str) -> Iterator[tuple[int, str]]:
+        """The directory of a block, which is no link to anywhere else, and the name in it."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        above, _, name = place.partition("/")
+        folder = os.open(above, flags, dir_fd=self._directory)
+        try:
+            yield folder, name
+        finally:
+            os.close(folder)
+
+    def _make_folder(self, place: str) -> None:
+        above = place.partition("/")[0]
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.lstat(above, dir_fd=self._directory).st_mode):
+                os.unlink(above, dir_fd=self._directory)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(above, 0o700, dir_fd=self._directory)
+
     def _write_one(self, item: _Waiting) -> None:
         place = _place(item.name)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(place[:2], 0o700, dir_fd=self._directory)
-        temporary = f"{place[:2]}/.{secrets.token_hex(8)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(temporary, flags, 0o600, dir_fd=self._directory)
-        try:
-            header = HEADER.pack(MAGIC, item.name, len(item.data), self._checksum(item.data, 0))
-            if os.writev(descriptor, [header, item.data]) != HEADER.size + len(item.data):
-                raise OSError(28, "a block was written in part only")
-            directory = self._directory
-            os.rename(temporary, place, src_dir_fd=directory, dst_dir_fd=directory)
-            self.written_bytes += len(item.data)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=self._directory)
-            raise
-        finally:
-            os.close(descriptor)
+        self._make_folder(place)
+        with self._folder(place) as (folder, name):
+            temporary = f".{secrets.token_hex(8)}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
+            try:
+                header = HEADER.pack(MAGIC, item.name, len(item.data), self._checksum(item.data, 0))
+                if os.writev(descriptor, [header, item.data]) != HEADER.size + len(item.data):
+                    raise OSError(28, "a block was written in part only")
+                os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                self.written_bytes += len(item.data)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary, dir_fd=folder)
+                raise
+            finally:
+                os.close(descriptor)
 
     def _make_room(self, database: sqlite3.Connection, size: int) -> None:
         """Drop the blocks that were not used for longest, before more are written."""
@@ -260,7 +306,9 @@ class BlockDisk:
             os.close(os.open("index.sqlite3", flags, 0o600, dir_fd=self._directory))
         database = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
         try:
-            database.execute("PRAGMA journal_mode = WAL")
+            # Not WAL: it maps a file into our memory, and who makes that file unwritable, or
+            # shorter, ends the daemon by a SIGBUS.
+            database.execute("PRAGMA journal_mode = TRUNCATE")
             # Only a cache: what a power loss takes is fetched again.
             database.execute("PRAGMA synchronous = OFF")
             database.executescript(SCHEMA)

@@ -16,7 +16,7 @@ from s3mount.attributes import Attributes, encode
 from s3mount.cache.blocks import BLOCK_SIZE, ObjectVersion
 from s3mount.cache.readahead import ReadAhead
 from s3mount.content import content_type
-from s3mount.errors import Changed, NotFound, PosixError, StoreError
+from s3mount.errors import Changed, Corrupt, NotFound, PosixError, StoreError
 from s3mount.fs.inodes import Inode
 from s3mount.fs.status import without_set_id
 from s3mount.fs.workshop import Workshop
@@ -74,6 +74,7 @@ class FileBytes(ABC):
         self.unsaved_attributes = False
         self.error: StoreError | None = None
         self.unlinked = False
+        self.condemned = False
         self.changed_at = 0.0
         self._workshop = workshop
         self._staged: StagedFile | None = None
@@ -133,7 +134,7 @@ class FileBytes(ABC):
         stop = min(start + size, self.size)
         if start >= stop:
             return b""
-        if self._staged is not None or self.base is None:
+        if self._staged is not None or self.base is None or self.condemned:
             return None
         return reader.look(self.base, start, stop)
 
@@ -142,6 +143,8 @@ class FileBytes(ABC):
         stop = min(start + size, self.size)
         if start >= stop:
             return b""
+        if self.condemned:
+            raise Corrupt(f"{self.inode.key}: it was damaged on its way from the store")
         if self._staged is None:
             return await self._read_base(reader, start, stop, looked=True)
         return await self._read_mixed(reader, start, stop)

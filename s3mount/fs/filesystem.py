@@ -185,13 +185,15 @@ class FileSystem:
         """The open file of an inode; with *fresh* the store is asked whether it is current."""
         file = self.files.get(inode)
         if file is not None and (file.dirty or file.unlinked or not fresh):
+            if file.condemned and inode.gone and fresh:
+                raise PosixError(errno.ESTALE)  # The name has another inode by now.
             return file
         if inode.parent is None:
             raise PosixError(errno.ESTALE)
         since = self.cache.clock() - RECENT if fresh else 0.0
         # Of a name that stands for something else, too: the kernel walks the path again after
         # ESTALE, but only once, and then it has to find what is there now.
-        entry = await self.namespace.find(inode.parent.prefix, inode.segment, fresh=since)
+        entry = await self.namespace.find_current(inode.parent.prefix, inode.segment, since)
         if inode.gone:
             raise PosixError(errno.ESTALE)
         file = self.files.get(inode)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import trio
 
 from s3mount.cache.readahead import ReadAhead
-from s3mount.errors import Changed, NotFound, PosixError, StoreError
+from s3mount.errors import Changed, NotFound, PosixError, StoreError, Unavailable
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
@@ -24,18 +24,30 @@ class Opener(NamedTuple):
     unprivileged: bool
 
 
+# The kernel asks again at once for what could not be read ahead, and its program would wait for
+# the time limit of the store twice.
+REPEAT_SECONDS = 0.25
+
 NOBODY = Opener(0, unprivileged=False)
+
+
+class Failure(NamedTuple):
+    """Why the store could not be read from, and until when nobody asks it again."""
+
+    error: Unavailable
+    until: float
 
 
 @dataclass(slots=True)
 class Handle:
-    """One open file: who reads ahead for it, and what it may do."""
+    """One open file: who reads ahead for it, what it may do, and how its last read failed."""
 
     file: OpenFile
     reader: ReadAhead
     writable: bool
     readable: bool
     opener: Opener
+    failure: Failure | None = None
 
 
 class Handles:
@@ -102,8 +114,14 @@ class Handles:
     async def read(self, handle_number: int, offset: int, size: int) -> Buffer:
         """Read what `read_now` could not; the buffer is good until the next checkpoint."""
         handle = self._handles[handle_number]
+        failure, handle.failure = handle.failure, None
+        if failure is not None and trio.current_time() < failure.until:
+            raise failure.error
         try:
             return await handle.file.read_rest(handle.reader, offset, size)
+        except Unavailable as error:
+            handle.failure = Failure(error, trio.current_time() + REPEAT_SECONDS)
+            raise
         except PosixError as error:
             if error.errno == errno.ESTALE:
                 self._files.lost(handle.file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
@@ -13,7 +13,18 @@ from s3mount.attributes import Defaults, decode
 from s3mount.cache.blocks import BlockCache, ObjectVersion
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import Absent, Entry, MetaCache
-from s3mount.errors import Denied, InvalidName, InvalidRange, NotFound, PosixError, StoreError
+from s3mount.errors import (
+    Changed,
+    Denied,
+    InvalidName,
+    InvalidRange,
+    NotFound,
+    PosixError,
+    StoreError,
+    Unavailable,
+    Unrecognised,
+)
+from s3mount.fs.headers import OURS, kept_headers
 from s3mount.fs.listing import Listing
 from s3mount.fs.names import (
     BESIDE,
@@ -37,34 +48,8 @@ from s3mount.s3.store import ListPage, ObjectInfo, ObjectStore
 log = logging.getLogger(__name__)
 
 WORTH_LISTING = 5000  # Names: so many come in five pages, cheaper than asking for three.
+OUTAGE_PATIENCE = 3.0  # Seconds for the store to say whether a file is still the same.
 HEAD_SIZE = 128 << 10  # Bytes that come along when a file that will be read is looked up.
-
-# What a new version of an object takes over from the old one, beside its attributes.
-KEPT_HEADERS = (
-    "cache-control",
-    "content-disposition",
-    "content-encoding",
-    "content-language",
-    "content-type",
-    "expires",
-    "x-amz-website-redirect-location",
-)
-META = "x-amz-meta-"
-OURS = ("mode", "uid", "gid", "mtime", "ctime", "atime", "rdev", "xattr")
-
-
-def kept_headers(info: ObjectInfo, ours: Collection[str] = OURS) -> Mapping[str, str]:
-    """The headers of an object that a new version of the same file keeps.
-
-    *ours* are the names of metadata that are written anew.
-    """
-    kept = {name: info.headers[name] for name in KEPT_HEADERS if info.headers.get(name)}
-    if kept.get("content-encoding") == "aws-chunked":
-        del kept["content-encoding"]
-    for name, value in info.metadata.items():
-        if name not in ours:
-            kept[META + name] = value
-    return kept
 
 
 class Namespace:
@@ -191,6 +176,22 @@ class Namespace:
                 continue
             return await self._ask_once(key, known, whole)
 
+    async def find_current(self, prefix: str, segment: str, since: float) -> Entry | None:
+        """What is there, as the store said after *since*.
+
+        While the store cannot be reached, what may still be believed of a file has to do: it is
+        better than no answer, and than one after a minute.
+        """
+        known = self.cache.get(prefix, segment)
+        if not isinstance(known, Entry) or known.attributes is None:
+            return await self.find(prefix, segment, fresh=since)
+        with trio.move_on_after(OUTAGE_PATIENCE):
+            try:
+                return await self.find(prefix, segment, fresh=since)
+            except Unavailable as error:
+                log.debug("%s is not looked at again: %s", segment, error)
+        return known
+
     async def _ask_once(
         self, key: tuple[str, str], known: Entry | Absent | None, whole: bool
     ) -> Entry | None:
@@ -213,8 +214,8 @@ class Namespace:
                 return None
             listed = known is not None
         if listed and isinstance(known, Entry) and not known.directory:
-            size = known.size if whole and not self._has(key_of(prefix, segment), known) else None
-            entry = await self.look(key_of(prefix, segment), size=size)
+            wanted = whole and not self._has(key_of(prefix, segment), known)
+            entry = await self.look(key_of(prefix, segment), inside=known if wanted else None)
             if entry is None:  # The listing was older than we thought.
                 entry = await self._ask_both(prefix, segment)
         elif listed and isinstance(known, Entry):
@@ -298,6 +299,8 @@ class Namespace:
         """Where listing is not allowed, at least a directory that has a marker can be found."""
         try:
             await self._store.head(key)
+        except Unrecognised:
+            raise
         except (NotFound, Denied, InvalidName):
             return None
         return await self._look_directory(key, marker=True)
@@ -308,6 +311,9 @@ class Namespace:
         Where listing is not allowed, AWS answers 403 for an object that is not there; saying
         "nothing" is safe then, because a creation carries If-None-Match.
         """
+        for error in failures.values():
+            if isinstance(error, Unrecognised):
+                raise error
         listing = failures.get("directory")
         if isinstance(listing, Denied):
             self._listing_denied = True
@@ -323,26 +329,32 @@ class Namespace:
         """Whether the credentials may not list, so that absence is not certain."""
         return self._listing_denied
 
-    async def look(self, key: str, *, size: int | None = None) -> Entry | None:
-        """What HEAD says of an object, or None; with the bytes of a small one, at once."""
+    async def look(self, key: str, *, inside: Entry | None = None) -> Entry | None:
+        """What HEAD says of an object, or None.
+
+        Where a listing has shown *inside*, and it is small, its bytes come along.
+        """
         if not key:
             return None  # That would be the bucket.
         try:
-            if size is not None and 0 < size <= HEAD_SIZE:
-                return await self._look_inside(key, size)
+            if inside is not None and 0 < inside.size <= HEAD_SIZE:
+                return await self._look_inside(key, inside)
             entry = self.entry(await self._store.head(key))
         except (NotFound, InvalidName):
             return None
         marks = key.endswith("/") or folder_of(key) is not None
         return None if marks and entry.size == 0 else entry
 
-    async def _look_inside(self, key: str, size: int) -> Entry:
-        buffer = memoryview(bytearray(size))
+    async def _look_inside(self, key: str, listed: Entry) -> Entry:
+        buffer = memoryview(bytearray(listed.size))
         try:
-            info = await self._store.get(key, 0, [buffer], etag=None)
-        except InvalidRange:  # It has become empty since it was listed.
+            # Of one version, and whole: only then the store tells the checksum of what it sends.
+            info = await self._store.get(
+                key, 0, [buffer], etag=listed.etag or None, size=listed.size
+            )
+        except (Changed, InvalidRange):  # It is another one since it was listed.
             return self.entry(await self._store.head(key))
-        if info.size == size:
+        if info.size == listed.size:
             self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
         return self.entry(info)
 

@@ -15,7 +15,7 @@ from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
 from s3mount.errors import Exists, NotFound, PosixError, StoreError, Unavailable
 from s3mount.fs.filebytes import FileBytes
-from s3mount.fs.namespace import kept_headers
+from s3mount.fs.headers import kept_headers
 from s3mount.s3.store import (
     ALWAYS,
     MAX_COPY_SIZE,

@@ -12,7 +12,7 @@ from dataclasses import InitVar, dataclass, field
 import trio
 
 from s3mount.errors import NotFound, PosixError, StoreError, Unavailable
-from s3mount.fs.namespace import kept_headers
+from s3mount.fs.headers import kept_headers
 from s3mount.s3.store import (
     ALWAYS,
     MAX_COPY_SIZE,

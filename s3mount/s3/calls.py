@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 import trio
 
 from s3mount import __version__
-from s3mount.errors import Unavailable
+from s3mount.errors import Unavailable, Unrecognised
 from s3mount.s3 import xml
 from s3mount.s3.connection import STALL_SECONDS, Broken, Connection, Pulse, Untrusted, Watch
 from s3mount.s3.dial import Dialer
 from s3mount.s3.endpoint import Credentials, CredentialSource, EndpointSettings
-from s3mount.s3.faults import CREDENTIAL_CODES, DAMAGE_CODES, Refusal, refusal_of
+from s3mount.s3.faults import CREDENTIAL_CODES, DAMAGE_CODES, Refusal, error_class, refusal_of
 from s3mount.s3.http import (
     FIRST_BYTE_SECONDS,
     Answer,
@@ -37,6 +37,7 @@ from s3mount.s3.store import Body
 
 log = logging.getLogger(__name__)
 
+_SHARE = 0.4  # Of the time limit, for the beginning of an answer.
 _SLOW_SECONDS = 120.0
 _SLOWEST_RATE = 64 << 10
 _MAX_PASSING_SECONDS = 60.0
@@ -138,6 +139,7 @@ class Calls:
         self._pulse = Pulse()
         self._budget = RetryBudget(capacity=100, per_second=10, per_success=0.2)
         self._explained = float("-inf")
+        self._explanation: Refusal | None = None
         self._asks_first = True
 
     @property
@@ -253,7 +255,10 @@ class Calls:
         head = self._render(request, credentials, asks)
         now = trio.current_time()
         left = max(1.0, operation.deadline - now)
-        patience = _SLOW_SECONDS if request.slow else min(FIRST_BYTE_SECONDS, left)
+        # Short enough that a request which got lost can be made again within the time limit.
+        patience = min(FIRST_BYTE_SECONDS, max(1.0, self.timeout * _SHARE), left)
+        if request.slow:
+            patience = _SLOW_SECONDS
         # A proxy on the way may hold megabytes that it still has to pass on.
         patience += min(size / _SLOWEST_RATE, _MAX_PASSING_SECONDS)
         # Until the body is sent it is the body that has to move.
@@ -326,7 +331,7 @@ class Calls:
         if answer.status >= 500 or answer.status < 300:
             operation.uncertain = True
         if request.method == "HEAD" and refusal.status in (400, 403) and not self._is_away(refusal):
-            repaired = await self._repair_head(operation, request)
+            repaired, refusal = await self._repair_head(operation, request, refusal)
         else:
             repaired = await self._repair(operation, refusal, answer)
         if not repaired:
@@ -340,7 +345,10 @@ class Calls:
         """Whether the reason of a refusal is gone now, so that it can be tried again at once."""
         code = refusal.code
         if code == "RequestTimeTooSkewed":
-            return operation.repair("clock") and self._correct_clock(answer)
+            if operation.repair("clock") and self._correct_clock(answer):
+                return True
+            log.warning("the store takes the clock of this machine for wrong: set it, or its own")
+            return False
         if code in CREDENTIAL_CODES and self._credentials is not None:
             return operation.repair("credentials") and await self._renew(operation)
         if code in DAMAGE_CODES:
@@ -356,25 +364,32 @@ class Calls:
         """Whether a refusal names another region than ours."""
         return refusal.region not in ("", self.settings.region)
 
-    async def _repair_head(self, operation: Operation, request: Request) -> bool:
+    async def _repair_head(
+        self, operation: Operation, request: Request, refusal: Refusal
+    ) -> tuple[bool, Refusal]:
         """Find out why a HEAD was refused, which it cannot say, by a GET of one byte.
 
-        Seldom, since most often the reason is just that the key is forbidden.
+        Seldom, since most often the reason is just that the key is forbidden.  Returns also the
+        reason, as far as it is one for other keys, too.
         """
         if self._credentials is None:
-            return False
+            return False, refusal
         used = operation.credentials
         now = trio.current_time()
         if now < self._explained + _EXPLAIN_SECONDS:
-            return self._credentials.current() != used and operation.repair("credentials")
-        self._explained = now
+            repaired = self._credentials.current() != used and operation.repair("credentials")
+            return repaired, self._explanation or refusal
+        self._explained, self._explanation = now, None
         headers = {**request.headers, "range": "bytes=0-0"}
         question = request._replace(method="GET", kind="GetObject", headers=headers)
         try:
             explained = await self._attempt(operation, question, None)
         except Broken:
-            return False
-        return await self._repair(operation, refusal_of(explained), explained)
+            return False, refusal
+        reason = refusal_of(explained)
+        if error_class(reason.code, reason.status) is Unrecognised:
+            self._explanation = refusal = reason
+        return await self._repair(operation, reason, explained), refusal
 
     def _correct_clock(self, answer: Answer) -> bool:
         try:

@@ -9,7 +9,7 @@ import trio
 from awscrt import checksums
 
 from s3mount.errors import StoreError
-from s3mount.s3.store import Body, Buffer, FileSlice
+from s3mount.s3.store import Body, Buffer, FileSlice, StoredChecksum
 
 _INLINE_SIZE = 32 << 20  # Some 2 ms of computing: more goes to a thread.
 _FILE_CHUNK = 1 << 20
@@ -18,6 +18,11 @@ _FUNCTIONS: Mapping[str, Callable[..., int]] = {
     "crc64nvme": checksums.crc64nvme,
     "crc32c": checksums.crc32c,
     "crc32": checksums.crc32,
+}
+_JOINS: Mapping[str, Callable[[int, int, int], int]] = {
+    "crc64nvme": checksums.combine_crc64nvme,
+    "crc32c": checksums.combine_crc32c,
+    "crc32": checksums.combine_crc32,
 }
 _WIDTHS = {"crc64nvme": 8, "crc32c": 4, "crc32": 4}
 _ELEMENTS = {"crc64nvme": "ChecksumCRC64NVME", "crc32c": "ChecksumCRC32C", "crc32": "ChecksumCRC32"}
@@ -101,3 +106,12 @@ def stored(headers: Mapping[str, str]) -> tuple[str, int] | None:
         if crc is not None:
             return algorithm, crc
     return None
+
+
+def of_whole(headers: Mapping[str, str]) -> StoredChecksum | None:
+    """What an answer tells of the checksum of the whole object."""
+    found = stored(headers)
+    if found is None:
+        return None
+    algorithm, value = found
+    return StoredChecksum(value, _FUNCTIONS[algorithm], _JOINS[algorithm])

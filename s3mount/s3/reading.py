@@ -18,14 +18,21 @@ from s3mount.errors import (
     Unavailable,
     Unsupported,
 )
-from s3mount.s3 import listing, xml
+from s3mount.s3 import checksum, listing, xml
 from s3mount.s3.calls import Calls, Request, Statistics
 from s3mount.s3.download import Download
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
 from s3mount.s3.objects import demand_s3, object_info, read_answer
 from s3mount.s3.retry import Operation
 from s3mount.s3.sigv4 import escape_key
-from s3mount.s3.store import ALWAYS, Capabilities, ListPage, ObjectInfo, Precondition
+from s3mount.s3.store import (
+    ALWAYS,
+    Capabilities,
+    ListPage,
+    ObjectInfo,
+    Precondition,
+    StoredChecksum,
+)
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +178,11 @@ class BucketReader:
             if download.damaged():
                 raise download.corrupt()
         return object_info(key, download.headers, download.size)
+
+    async def stored_checksum(self, key: str, *, etag: str) -> StoredChecksum | None:
+        """The checksum of a whole version; see `ObjectStore.stored_checksum`."""
+        info = await self._describe(key)
+        return checksum.of_whole(info.headers) if info is not None and info.etag == etag else None
 
     async def list_page(
         self,

@@ -9,7 +9,7 @@ import trio
 from s3mount.s3.endpoint import Credentials
 
 _BASE_SECONDS = 0.1
-_CAP_SECONDS = 8.0
+_CAP_SECONDS = 4.0
 _MAX_RETRY_AFTER_SECONDS = 30.0
 
 

@@ -100,6 +100,19 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredChecksum:
+    """The checksum of a whole object, as its store keeps it, and how to arrive at the same.
+
+    `of` goes on with a checksum (0 to begin) over more bytes; `join` makes that of adjoining
+    bytes from theirs, given the size of the second piece.
+    """
+
+    value: int
+    of: Callable[[Buffer, int], int]
+    join: Callable[[int, int, int], int]
+
+
+@dataclass(frozen=True, slots=True)
 class PartDone:
     """One finished part of a multipart upload: its number (from 1), ETag and checksum."""
 
@@ -226,6 +239,10 @@ class ObjectStore(Protocol):
         yields its place in the queue for a connection.  Who knows the *size* of the object should
         tell: many stores send the checksum only with a whole object that no range was asked of.
         """
+        ...
+
+    async def stored_checksum(self, key: str, *, etag: str) -> StoredChecksum | None:
+        """What the store keeps as the checksum of this version; None if it keeps none."""
         ...
 
     async def list_page(

@@ -284,3 +284,23 @@ def test_a_large_file_is_read_whole_while_it_is_replaced(shared: Shared, path: P
         temporary.rename(path)
         assert body[1000:] == b"".join(iter(lambda: file.read(MIB), b""))
     assert path.read_bytes() == b"new"
+
+
+# -- deleted elsewhere -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_check_35_a_file_that_is_deleted_under_its_writer(
+    shared: Shared, path: Path, rewritten: bool
+):
+    """What was changed in part has nothing to be a part of any more; a whole file has."""
+    shared.put(path, b"A" * 10_000)
+    eventually(path.exists)
+    descriptor = os.open(path, os.O_RDWR | (os.O_TRUNC if rewritten else 0))
+    os.pwrite(descriptor, b"mine", 0)
+    shared.delete(path)
+    found = close_error(descriptor)
+    assert found == (0 if rewritten else errno.ESTALE)
+    assert (shared.key(path) in shared.all_keys()) == rewritten
+    if rewritten:
+        assert shared.get(path) == b"mine"

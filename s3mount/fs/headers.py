@@ -1,0 +1,32 @@
+"""What an object says about itself and we do not understand: it survives a change of the file."""
+
+from collections.abc import Collection, Mapping
+
+from s3mount.s3.store import ObjectInfo
+
+# What a new version of an object takes over from the old one, beside its attributes.
+KEPT_HEADERS = (
+    "cache-control",
+    "content-disposition",
+    "content-encoding",
+    "content-language",
+    "content-type",
+    "expires",
+    "x-amz-website-redirect-location",
+)
+META = "x-amz-meta-"
+OURS = ("mode", "uid", "gid", "mtime", "ctime", "atime", "rdev", "xattr")
+
+
+def kept_headers(info: ObjectInfo, ours: Collection[str] = OURS) -> Mapping[str, str]:
+    """The headers of an object that a new version of the same file keeps.
+
+    *ours* are the names of metadata that are written anew.
+    """
+    kept = {name: info.headers[name] for name in KEPT_HEADERS if info.headers.get(name)}
+    if kept.get("content-encoding") == "aws-chunked":
+        del kept["content-encoding"]
+    for name, value in info.metadata.items():
+        if name not in ours:
+            kept[META + name] = value
+    return kept
