@@ -17,7 +17,7 @@ class Inode:
     is set when the name stands for something else by now (unlinked, or replaced).  `pins`
     counts what else keeps the inode: its children, and its open or unsaved file.  `shown` is
     the ETag that the kernel's pages belong to (empty: none yet), `kind` the type bits that it
-    was told (0: none yet).
+    was told (0: none yet).  `vanished` is set of a directory that a refresh did not find.
     """
 
     __slots__ = (
@@ -31,6 +31,7 @@ class Inode:
         "pins",
         "segment",
         "shown",
+        "vanished",
     )
 
     def __init__(
@@ -46,6 +47,7 @@ class Inode:
         self.pins = 0
         self.shown = ""
         self.kind = 0
+        self.vanished = False
 
     @property
     def prefix(self) -> str:
