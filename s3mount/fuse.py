@@ -386,7 +386,8 @@ async def forget_in_kernel(stale: Sequence[Inode]) -> None:
     for inode in stale:
         # Only names that stand for something else by now: the others may be somebody's
         # working directory, which would lose its path.
-        if inode.gone and inode.parent is not None:
+        forgotten = inode.vanished if inode.directory else inode.gone
+        if forgotten and inode.parent is not None:
             _forget_name(inode.parent.number, inode.name)
 
 

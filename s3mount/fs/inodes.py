@@ -18,7 +18,7 @@ class Inode:
     counts what else keeps the inode: its children, and its open or unsaved file.  `shown` is
     the ETag that the kernel's pages belong to (empty: none yet), `kind` the type bits that it
     was told (0: none yet).  `opened` tells whether it had an open file, so that the kernel
-    may have its bytes.
+    may have its bytes; `vanished` is set of a directory that a refresh did not find.
     """
 
     __slots__ = (
@@ -33,6 +33,7 @@ class Inode:
         "pins",
         "segment",
         "shown",
+        "vanished",
     )
 
     def __init__(
@@ -49,6 +50,7 @@ class Inode:
         self.shown = ""
         self.kind = 0
         self.opened = False
+        self.vanished = False
 
     @property
     def prefix(self) -> str:

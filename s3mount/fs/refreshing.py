@@ -47,7 +47,9 @@ class Refresher:
         except StoreError:
             return  # Whoever uses the file next hears of it.
         replaced = entry is not None and inode.shown not in ("", entry.etag)
-        if entry is None or replaced or entry.directory != inode.directory:
+        if inode.directory:
+            inode.vanished = entry is None or not entry.directory
+        elif entry is None or replaced or entry.directory:
             self._fs.detach(inode)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.conftest import Shared
+from tests.mount.programs import run
 
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 AT_FDCWD = -100
@@ -164,6 +165,15 @@ def test_what_an_object_store_does_not_have(work: Path):
     assert outcome(renameat2, work / "file", work / "new", RENAME_WHITEOUT) == "EINVAL"
     assert outcome(os.open, work, os.O_TMPFILE | os.O_RDWR) == "ENOTSUP"
     assert (work / "file").read_bytes() == b"hello"
+
+
+def test_links_of_directories_are_not_counted(work: Path):
+    """One link tells find(1) and others not to conclude from it how many directories are below."""
+    (work / "a" / "b").mkdir(parents=True)
+    assert (work.stat().st_nlink, (work / "a").stat().st_nlink) == (1, 1)
+    assert run("find", work, "-type", "d").count("\n") == 3
+    (work / "file").touch()
+    assert (work / "file").stat().st_nlink == 1
 
 
 # -- special files and modes -------------------------------------------------------------------
