@@ -17,7 +17,7 @@ from tests.mount.conftest import keys_of
 from tests.mounts import Bucket, Mount, Mounter
 
 MIB = 1 << 20
-BUDGET = 60.0  # Seconds for the random crashes; scripts/soak takes longer.
+BUDGET = 40.0  # Seconds for the random crashes; scripts/soak takes longer.
 
 WRITEBACK = ("-o", "writeback")
 

@@ -17,7 +17,8 @@ from tests.mounts import Bucket, Mount, Mounter, is_mounted, run_command
 MIB = 1 << 20
 SIZE = 200 * MIB
 WRITEBACK = ("-o", "writeback")
-ENDINGS = ("umount", "umount --lazy", "SIGTERM", "SIGINT twice")
+SIGNALS = ("SIGTERM", "SIGINT twice")
+ENDINGS = ("umount", "umount --lazy", *SIGNALS)
 
 
 @pytest.fixture
@@ -78,8 +79,9 @@ def digest_of(s3, bucket: Bucket, key: str) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("options", [(), WRITEBACK], ids=["durable", "writeback"])
-@pytest.mark.parametrize("how", ENDINGS)
+@pytest.mark.parametrize(
+    ("how", "options"), [*((how, WRITEBACK) for how in ENDINGS), *((how, ()) for how in SIGNALS)]
+)
 def test_an_end_in_the_middle_of_a_large_write(
     mount: Mounter, s3, bucket: Bucket, state: Path, how: str, options
 ):

@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 
+from tests.faults import Answer
 from tests.mount.conftest import keys_of
 from tests.mounts import Bucket, Mount, Mounter, run_command
 
@@ -177,6 +178,45 @@ def test_when_more_waits_than_may_a_close_uploads(
     assert requests_for(proxy, "small") == []
     (one.path / "large").write_bytes(b"x" * 2 * MIB)
     assert requests_for(proxy, "large") == ["PutObject"]
+
+
+def test_one_file_that_grows_heeds_the_limit_too(
+    proxy, mount: Mounter, bucket: Bucket, state: Path
+):
+    options = ("-o", "writeback,writeback_limit=1M", "--state-dir", str(state))
+    one = mount(bucket, *options, url=proxy.url)
+    with (one.path / "growing").open("wb", buffering=0) as file:
+        file.write(bytes(700_000))
+        os.fsync(file.fileno())
+        assert requests_for(proxy, "growing") == []
+        file.write(bytes(700_000))
+        os.fsync(file.fileno())
+        assert requests_for(proxy, "growing") == ["PutObject"]
+
+
+def test_what_is_open_to_be_read_is_uploaded_with_its_last_attributes(
+    waiting: Mount, s3, bucket: Bucket
+):
+    path = waiting.path / "file"
+    path.write_bytes(b"content")
+    with path.open("rb"):
+        path.chmod(0o600)
+        wait_until(lambda: keys_of(bucket, s3) == ["file"])
+        found = s3.head_object(Bucket=bucket.name, Key="file")["Metadata"]
+        assert found["mode"] == str(0o100600)
+
+
+def test_an_upload_that_somebody_has_aborted_is_begun_anew(
+    proxy, mount: Mounter, s3, bucket: Bucket, state: Path
+):
+    mount.expect_log("file: not uploaded yet")
+    options = ("-o", "writeback", "--part-size", "5M", "--state-dir", str(state))
+    one = mount(bucket, *options, url=proxy.url)
+    proxy.inject(Answer(404, "NoSuchUpload"), operation="UploadPart", count=1)
+    body = os.urandom(12 * MIB)
+    (one.path / "file").write_bytes(body)
+    wait_until(lambda: keys_of(bucket, s3) == ["file"], 40)
+    assert body_of(s3, bucket, "file") == body
 
 
 def test_a_file_that_is_closed_in_an_outage_arrives_after_it(
