@@ -36,6 +36,7 @@ from s3mount.fuse import FuseOperations
 from s3mount.kernel import KernelMount, MountOptions, open_files
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
+from s3mount.mounts import find_mount, name_helper
 from s3mount.s3 import checksum, session
 from s3mount.s3.client import S3Client
 from s3mount.s3.probe import probe
@@ -101,7 +102,7 @@ class Daemon:
         self._kernel = KernelMount(
             config.mountpoint,
             MountOptions(
-                source=self._source,
+                source=config.fsname or self._source,
                 flags=flags,
                 allow_other=config.allow_other,
                 allow_root=config.allow_root,
@@ -164,6 +165,8 @@ class Daemon:
                 ca_bundle=str(config.ca_bundle) if config.ca_bundle else None,
                 verify_ssl=not config.no_verify_ssl,
                 insecure_http=config.insecure_http,
+                credentials_file=config.credentials_file,
+                passwd_file=config.passwd_file,
             )
         )
         client = S3Client(
@@ -311,6 +314,7 @@ class Daemon:
         if not parts.operations.initialised:
             raise MountError("the kernel and libfuse did not agree on the protocol", 2)
         self._kernel.widen_read_ahead(READ_AHEAD)
+        await trio.to_thread.run_sync(self._tell_umount)
         await nursery.start(
             control.serve,
             control.socket_path(self._config.mountpoint),
@@ -321,6 +325,11 @@ class Daemon:
         log.info("%s is mounted at %s", self._source, self._config.mountpoint)
         logs.detach()
         notify.ready(f"{self._source} is mounted at {self._config.mountpoint}")
+
+    def _tell_umount(self) -> None:
+        found = find_mount(self._config.mountpoint)
+        if found is not None:
+            name_helper(found, network="_netdev" in self._config.mount_flags)
 
     async def _heed_signals(self, parts: _Parts) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -403,7 +412,9 @@ class Daemon:
             return await self._umount(parts, request, progress)
 
         return {
-            "hello": control.hello(self._config.mountpoint, self._source),
+            "hello": control.hello(
+                self._config.mountpoint, self._source, read_only=self._config.ro
+            ),
             "status": status,
             "sync": sync,
             "umount": umount,

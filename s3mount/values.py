@@ -26,6 +26,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.ASCII)
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhd]?)", re.ASCII)
+_LONG_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+", re.ASCII)
 _WORDS = {"true": True, "yes": True, "on": True, "1": True} | {
     "false": False,
     "no": False,
@@ -80,11 +81,11 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Read a time in seconds, such as ``90``, ``5m`` or ``200ms``."""
-    match = _DURATION.fullmatch(text.strip().lower())
-    if match is None:
+    """Read a time in seconds, such as ``90``, ``5m``, ``200ms`` or, as Go writes it, ``1h0m0s``."""
+    word = text.strip().lower()
+    if not (_DURATION.fullmatch(word) or _LONG_DURATION.fullmatch(word)):
         raise ValueError(text)
-    return float(match[1]) * _SECONDS[match[2]]
+    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(word))
 
 
 def parse_ttl(text: str) -> float:

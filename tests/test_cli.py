@@ -171,7 +171,7 @@ def test_the_mount_on_top_is_the_one_that_is_seen(tmp_path):
         "24 22 0:44 / /mnt/a rw - tmpfs tmpfs rw\n"
     )
     found = mounts.find_mount(Path("/mnt/a b"), table)
-    assert found == mounts.Mount(Path("/mnt/a b"), "fuse.s3mount", "b/p q", 1000)
+    assert found == mounts.Mount(Path("/mnt/a b"), "fuse.s3mount", "b/p q", 1000, frozenset({"rw"}))
     assert mounts.find_mount(Path("/mnt"), table) is None
 
 
@@ -322,7 +322,7 @@ def refusal(connection: umount.Connection, wish: umount.Wish) -> str:
     return str(caught.value)
 
 
-MOUNTED = mounts.Mount(Path("/mnt/x"), "fuse.s3mount", "bucket", 0)
+MOUNTED = mounts.Mount(Path("/mnt/x"), "fuse.s3mount", "bucket", 0, frozenset())
 PATIENT = umount.Wish(lazy=False, force=False, timeout=None)
 HASTY = umount.Wish(lazy=False, force=False, timeout=0.5)
 

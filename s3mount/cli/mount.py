@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from s3mount import controlclient, notify
-from s3mount.cli.arguments import parse_arguments
+from s3mount import controlclient, fstab, notify
+from s3mount.cli.arguments import Parsed, parse_all
 from s3mount.config import Config
 from s3mount.errors import MountError
 from s3mount.mounts import FILE_SYSTEM_TYPE, Mount, detach, detach_command, find_mount, is_dead
+from s3mount.options import OptionError
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +30,32 @@ FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 
 def main(arguments: Sequence[str]) -> int:
     """Mount.  Returns the exit code when the mount answers, or with ``-f`` when it has ended."""
-    config, warnings = parse_arguments(arguments)
     background = os.environ.pop(BACKGROUND, None) is not None
+    parsed = parse_all(arguments)
+    config = parsed.config
+    if config.update_fstab and config.foreground and not background:
+        raise OptionError("options update-fstab and foreground exclude each other")
     _check_mountpoint(config)
     _check_access(config)
     if config.foreground or background:
-        return _serve(config, warnings, background=background)
-    return _start(arguments, config)
+        return _serve(config, parsed.warnings, background=background)
+    line = _fstab_line(parsed) if config.update_fstab else ""
+    code = _start(arguments, config)
+    if line and code == 0:
+        fstab.put_line(line, config.mountpoint, fstab.fstab_path())
+        print(f"s3mount: {fstab.fstab_path()} has it now: {line}")
+    return code
+
+
+def _fstab_line(parsed: Parsed) -> str:
+    """Return the line for fstab, and say what it will lack."""
+    if fstab.lacks_credentials(parsed.config, os.environ):
+        print(
+            "s3mount: the keys in this environment will be missing when fstab mounts: "
+            "name a profile, a credentials-file or a passwd-file",
+            file=sys.stderr,
+        )
+    return fstab.line_of(parsed.config, parsed.items, os.environ)
 
 
 def _serve(config: Config, warnings: Sequence[str], *, background: bool) -> int:
@@ -52,6 +72,7 @@ def _serve(config: Config, warnings: Sequence[str], *, background: bool) -> int:
         raise MountError(f"option log-file: {config.log_file}: {error.strerror}", 1) from error
     for warning in warnings:
         log.warning("%s", warning)
+    os.environ.update(config.environment)
     os.chdir("/")  # All paths are absolute by now, and no directory is kept busy.
     from s3mount.daemon import run
 
@@ -128,6 +149,9 @@ def _start(arguments: Sequence[str], config: Config) -> int:
         except BaseException:
             _give_up(process, config.mountpoint)
             raise
+        finally:
+            assert process.stderr is not None
+            process.stderr.close()
 
 
 def _spawn(arguments: Sequence[str], address: str) -> subprocess.Popen[bytes]:

@@ -10,12 +10,14 @@ import os
 import pwd
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import trio
 
 from s3mount.errors import MountError, NoCredentials
+from s3mount.s3 import passwd
 from s3mount.s3.endpoint import Credentials, EndpointSettings
 
 _PROBE_KEY = "k"
@@ -107,8 +109,13 @@ def resolve(
     ca_bundle: str | None,
     verify_ssl: bool,
     insecure_http: bool,
+    credentials_file: Path | None = None,
+    passwd_file: Path | None = None,
 ) -> Resolved:
     """Find endpoint, region and credentials for *bucket* the way AWS tools do.
+
+    A *credentials_file* takes the place of ``~/.aws/credentials`` and of what the environment
+    says; a *passwd_file* is one of s3fs, and takes the place of everything.
 
     Blocks, perhaps for seconds (metadata service, SSO).  Raises `MountError`.  *path_style*
     None means: virtual hosts on AWS, paths elsewhere.
@@ -117,7 +124,7 @@ def resolve(
 
     _repair_home()
     try:
-        session = _session(profile, region)
+        session = _session(profile, region, credentials_file)
         settings = _settings(session, bucket, endpoint_url, path_style)
         settings = replace(
             settings,
@@ -126,7 +133,7 @@ def resolve(
         )
         if no_sign_request:
             return Resolved(settings=replace(settings, credential_source="none"), credentials=None)
-        found = session.get_credentials()
+        found = _credentials(session, bucket, passwd_file)
         if found is None:
             raise MountError(f"no credentials were found: {_HOW_TO_SIGN_IN}", 1)
         first = _frozen(found)
@@ -141,7 +148,7 @@ def resolve(
     _refuse_plain_text(settings, insecure_http)
 
     def load() -> Any:
-        return _session(profile, region).get_credentials()
+        return _credentials(_session(profile, region, credentials_file), bucket, passwd_file)
 
     settings = replace(settings, credential_source=str(found.method or "unknown"))
     return Resolved(settings=settings, credentials=SessionCredentials(load, first, found))
@@ -154,10 +161,30 @@ def _repair_home() -> None:
             os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
 
 
-def _session(profile: str | None, region: str | None) -> Any:
+def _credentials(session: Any, bucket: str, passwd_file: Path | None) -> Any:
+    """The credentials of botocore for *bucket*, or None."""
+    if passwd_file is None:
+        found = session.get_credentials()
+        # An fstab line of s3fs names no file when it lies in a usual place.
+        passwd_file = None if found is not None else passwd.usual_file()
+        if passwd_file is None:
+            return found
+    from botocore.credentials import Credentials as BotocoreCredentials
+
+    keys = passwd.read_keys(passwd_file, bucket)
+    return BotocoreCredentials(keys.access_key, keys.secret_key, method=f"file {passwd_file}")
+
+
+def _session(profile: str | None, region: str | None, credentials_file: Path | None) -> Any:
     import botocore.session
 
+    if credentials_file is not None:
+        passwd.check_private(credentials_file)
+        # A profile that is named outright comes before the keys of the environment.
+        profile = profile or os.environ.get("AWS_PROFILE") or "default"
     session = botocore.session.Session(profile=profile or None)
+    if credentials_file is not None:
+        session.set_config_variable("credentials_file", str(credentials_file))
     # botocore itself ignores AWS_REGION, which every other SDK honours.
     chosen = region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
     session.set_config_variable("region", chosen or "us-east-1")
