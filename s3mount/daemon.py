@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import gc
 import logging
-import math
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -22,7 +22,8 @@ from s3mount.cache.disk import BlockDisk
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import MetaCache
 from s3mount.config import Config
-from s3mount.errors import MountError, PosixError, StoreError, WrongRegion
+from s3mount.connecting import connect
+from s3mount.errors import MountError, PosixError, StoreError
 from s3mount.fs.changing import Changer
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.names import MAX_KEY, key_size
@@ -36,11 +37,12 @@ from s3mount.fuse import FuseOperations
 from s3mount.kernel import KernelMount, MountOptions, open_files
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
-from s3mount.mounts import find_mount, name_helper
-from s3mount.s3 import checksum, session
+from s3mount.mounts import name_helper
+from s3mount.reloading import Reloader
+from s3mount.reporting import describe, describe_unsaved, is_moving
+from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
-from s3mount.s3.probe import probe
-from s3mount.s3.store import Capabilities
+from s3mount.service import Report, dump_state, heed_signals, keep_informed, toggle_debug
 from s3mount.write.extents import PartGrid
 from s3mount.write.staging import StagingDirectory
 
@@ -70,12 +72,13 @@ class _Parts:
     metrics: Metrics
 
 
-def run(config: Config) -> int:
+def run(config: Config, reload: Callable[[], Config], *, background: bool) -> int:
     """Serve one mount until it is unmounted, and return the exit code.
 
-    Raises `MountError` when it cannot start.
+    *reload* reads the options again.  In the background, whoever started us waits only until
+    the mount is ready.  Raises `MountError` when it cannot start.
     """
-    daemon = Daemon(config)
+    daemon = Daemon(config, reload, background=background)
     # A collection looks at every name in memory, which takes half a second for a million, and a
     # quarter of the time of a listing; few of our objects are in cycles.
     gc.freeze()
@@ -92,10 +95,14 @@ def run(config: Config) -> int:
 class Daemon:
     """One mount, from its options to its end."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reload: Callable[[], Config], *, background: bool) -> None:
         self._config = config
+        self._reload = reload
+        self._background = background
         self._source = config.bucket + ("/" + config.prefix.rstrip("/") if config.prefix else "")
-        self._stopping = False
+        self._serving: trio.Nursery | None = None
+        self._stopping = self._told_to_stop_before = False
+        self._patience = trio.CancelScope()  # for the uploads at the end
         self._ended = trio.Event()
         self._disk = self._make_disk()
         flags = set(config.mount_flags) | ({"ro"} if config.ro else set())
@@ -135,7 +142,7 @@ class Daemon:
                     await trio.to_thread.run_sync(self._disk.close)
 
     async def _main(self) -> int:
-        client = await self._connect()
+        client = await connect(self._config, self._source)
         try:
             async with trio.open_nursery() as background:
                 if self._disk is not None:
@@ -143,6 +150,10 @@ class Daemon:
                 parts = self._build(client, background)
                 await parts.index.open()
                 background.start_soon(parts.index.run)
+                await background.start(heed_signals, self._signal_actions(parts, background))
+                background.start_soon(
+                    keep_informed, partial(self._report, parts), self._config.mountpoint
+                )
                 left = await self._serve(parts)
                 await parts.index.close()
                 background.cancel_scope.cancel()
@@ -150,62 +161,7 @@ class Daemon:
             await client.aclose()
         return 1 if left else 0
 
-    # -- starting --------------------------------------------------------------------------
-
-    async def _connect(self) -> S3Client:
-        config = self._config
-        resolved = await trio.to_thread.run_sync(
-            lambda: session.resolve(
-                config.bucket,
-                endpoint_url=config.endpoint_url,
-                region=config.region,
-                profile=config.profile,
-                path_style=config.path_style,
-                no_sign_request=config.no_sign_request,
-                ca_bundle=str(config.ca_bundle) if config.ca_bundle else None,
-                verify_ssl=not config.no_verify_ssl,
-                insecure_http=config.insecure_http,
-                credentials_file=config.credentials_file,
-                passwd_file=config.passwd_file,
-            )
-        )
-        client = S3Client(
-            resolved.settings,
-            resolved.credentials,
-            config.bucket,
-            config.prefix,
-            capabilities=Capabilities(),
-            timeout=math.inf if config.hard else config.timeout,
-            max_connections=config.connections,
-        )
-        try:
-            await self._check(client)
-        except BaseException:
-            await client.aclose()
-            raise
-        return client
-
-    async def _check(self, client: S3Client) -> None:
-        try:
-            await client.check_bucket()
-            if not self._config.ro:
-                client.adopt(await probe(client, ".s3mount/"))
-        except StoreError as error:
-            raise MountError(f"{self._source}: {error}{_hint(error)}") from error
-        self._tell_weaknesses(client.capabilities)
-
-    def _tell_weaknesses(self, found: Capabilities) -> None:
-        if not found.conditional_put:
-            log.warning(
-                "%s: the store has no conditional writes: of two hosts that change one file at "
-                "the same time, the last one wins unnoticed",
-                self._source,
-            )
-        if not found.copy_part:
-            log.warning(
-                "%s: the store cannot copy parts: a change in a large file uploads all of it",
-                self._source,
-            )
+    # -- building --------------------------------------------------------------------------
 
     def _build(self, client: S3Client, background: trio.Nursery) -> _Parts:
         config = self._config
@@ -279,6 +235,22 @@ class Daemon:
             clock=trio.current_time,
         )
 
+    def _signal_actions(
+        self, parts: _Parts, background: trio.Nursery
+    ) -> Mapping[signal.Signals, Callable[[], None]]:
+        reloader = Reloader(self._reload, parts.filesystem.cache, parts.operations)
+
+        async def reload() -> None:
+            self._config = await reloader.reload(self._config, self._report(parts).line)
+
+        return {
+            signal.SIGTERM: partial(self._told_to_stop, parts),
+            signal.SIGINT: partial(self._told_to_stop, parts),
+            signal.SIGHUP: partial(background.start_soon, reload),
+            signal.SIGUSR1: lambda: dump_state(self._status(parts)),
+            signal.SIGUSR2: lambda: toggle_debug(self._config.log_level),
+        }
+
     # -- serving ---------------------------------------------------------------------------
 
     async def _serve(self, parts: _Parts) -> Sequence[OpenFile]:
@@ -288,10 +260,11 @@ class Daemon:
             with trio.fail_after(ANSWER_TIMEOUT):
                 await self._kernel.greet()
             async with trio.open_nursery() as nursery:
+                self._serving = nursery
                 nursery.start_soon(self._until_unmounted, nursery.cancel_scope)
                 await self._get_ready(parts, nursery)
             notify.stopping("saving what is not in the store yet")
-            with trio.CancelScope(shield=True, deadline=self._deadline()):
+            with trio.CancelScope(shield=True):
                 left = await self._drain(parts)
         except trio.TooSlowError as error:
             raise MountError("the mount did not answer its first request", 2) from error
@@ -301,11 +274,10 @@ class Daemon:
             self._ended.set()
         return left
 
-    def _deadline(self) -> float:
-        return trio.current_time() + self._config.shutdown_timeout
-
     async def _until_unmounted(self, scope: trio.CancelScope) -> None:
         await pyfuse3.main(max_tasks=256)
+        self._serving = None
+        self._stopping = True
         scope.cancel()
 
     async def _get_ready(self, parts: _Parts, nursery: trio.Nursery) -> None:
@@ -314,35 +286,36 @@ class Daemon:
         if not parts.operations.initialised:
             raise MountError("the kernel and libfuse did not agree on the protocol", 2)
         self._kernel.widen_read_ahead(READ_AHEAD)
-        await trio.to_thread.run_sync(self._tell_umount)
+        await trio.to_thread.run_sync(
+            name_helper, self._config.mountpoint, "_netdev" in self._config.mount_flags
+        )
         await nursery.start(
             control.serve,
             control.socket_path(self._config.mountpoint),
             self._handlers(parts),
         )
-        nursery.start_soon(self._heed_signals, parts)
         nursery.start_soon(parts.operations.callers.watch)
         log.info("%s is mounted at %s", self._source, self._config.mountpoint)
         logs.detach()
-        notify.ready(f"{self._source} is mounted at {self._config.mountpoint}")
+        notify.ready(self._report(parts).line)
+        if self._background:
+            notify.dismiss()
 
-    def _tell_umount(self) -> None:
-        found = find_mount(self._config.mountpoint)
-        if found is not None:
-            name_helper(found, network="_netdev" in self._config.mount_flags)
+    def _told_to_stop(self, parts: _Parts) -> None:
+        """Finish what is to be done; told so twice, leave what is not uploaded on this machine."""
+        if self._told_to_stop_before:
+            log.warning("told to stop again: leaving at once")
+            self._patience.cancel()
+            if self._serving is not None:
+                pyfuse3.terminate()
+        elif self._serving is not None:
+            self._serving.start_soon(self._stop, parts)
+        self._told_to_stop_before = self._stopping = True
 
-    async def _heed_signals(self, parts: _Parts) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                if self._stopping:
-                    log.warning("told to stop twice: leaving at once")
-                    pyfuse3.terminate()
-                    return
-                self._stopping = True
-                log.info("told to stop by %s", signal.Signals(number).name)
-                parts_nursery = trio.lowlevel.current_task().parent_nursery
-                assert parts_nursery is not None
-                parts_nursery.start_soon(self._stop, parts)
+    def _report(self, parts: _Parts) -> Report:
+        where = f"{self._source} at {self._config.mountpoint}"
+        line = f"{where}: {describe_unsaved(parts.filesystem)}"
+        return Report(line, self._stopping, is_moving(parts.client))
 
     async def _stop(self, parts: _Parts) -> None:
         """Unmount; whoever still uses the mount keeps what is open, for a while."""
@@ -393,7 +366,10 @@ class Daemon:
         return left
 
     async def _drain(self, parts: _Parts) -> Sequence[OpenFile]:
-        left = await self._save_all(parts.filesystem)
+        self._patience.deadline = trio.current_time() + self._config.shutdown_timeout
+        with self._patience:
+            await self._save_all(parts.filesystem)
+        left = [file for file in parts.filesystem.files.values() if file.dirty]
         for file in left:
             path = file.keep()
             log.error("%s: its unsaved bytes are kept in %s", file.inode.name, path)
@@ -421,24 +397,11 @@ class Daemon:
         }
 
     def _status(self, parts: _Parts) -> Mapping[str, object]:
-        filesystem = parts.filesystem
-        dirty = [file for file in filesystem.files.values() if file.dirty]
         return {
             "version": __version__,
             "source": self._source,
             "mountpoint": str(self._config.mountpoint),
-            "memory_used": parts.budget.used,
-            "memory_limit": parts.budget.limit,
-            "inodes": len(filesystem.inodes),
-            "names": len(filesystem.cache),
-            "open_files": len(filesystem.files),
-            "dirty_files": len(dirty),
-            "dirty_bytes": sum(file.unsaved_bytes for file in dirty),
-            "requests": asdict(parts.client.statistics),
-            "operations": {
-                name: {"count": o.count, "failed": o.failed, "seconds": round(o.seconds, 6)}
-                for name, o in sorted(parts.metrics.operations.items())
-            },
+            **describe(parts.client, parts.budget, parts.filesystem, parts.metrics),
         }
 
     async def _sync(self, parts: _Parts, progress: Progress) -> object:
@@ -469,13 +432,6 @@ class Daemon:
         if force:
             pyfuse3.terminate()
         return result
-
-
-def _hint(error: StoreError) -> str:
-    """What to do about a store that refuses a mount."""
-    if isinstance(error, WrongRegion) and error.region:
-        return f" (the bucket is in {error.region}: try --region {error.region})"
-    return ""
 
 
 def _busy(mountpoint: Path) -> str:

@@ -36,6 +36,7 @@ from s3mount.fs.directories import Directories
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.handles import Opener
 from s3mount.fs.inodes import Inode
+from s3mount.fs.refreshing import Refresher
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.status import Changes, Stat
 from s3mount.fs.xattrs import Xattrs
@@ -113,8 +114,9 @@ class FuseOperations(pyfuse3.Operations):
         self._directories = Directories(filesystem)
         self._changer = changer
         self._xattrs = xattrs
+        self._refresher = Refresher(filesystem)
         self._metrics = metrics
-        self._ttl = ttl
+        self.ttl = ttl
         self.callers = Callers()
         self._readers: dict[int, int] = {}  # who has opened a directory
         self.initialised = False
@@ -146,7 +148,7 @@ class FuseOperations(pyfuse3.Operations):
         entry.st_mtime_ns = attributes.mtime_ns
         entry.st_atime_ns = attributes.mtime_ns
         entry.st_ctime_ns = attributes.ctime_ns
-        left = max(0.0, self._ttl - found.age)
+        left = max(0.0, self.ttl - found.age)
         entry.entry_timeout = left
         entry.attr_timeout = left if found.certain else 0.0
         return entry
@@ -356,6 +358,10 @@ class FuseOperations(pyfuse3.Operations):
             stale = await self._xattrs.set(inode, name, value)
             if stale:
                 await _forget_in_kernel(stale)
+
+    async def refresh(self) -> None:
+        """Drop what is known of all names, here and in the kernel."""
+        await _forget_in_kernel(await self._refresher.refresh(self._fs.inodes.root))
 
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         with self._request("removexattr", name, ctx.pid):

@@ -171,6 +171,18 @@ def set_up(*, level: str, form: str, file: Path | None, background: bool) -> Non
         root.addHandler(handler)
 
 
+def set_level(level: str) -> None:
+    """Log records of at least *level* from now on."""
+    logging.getLogger().setLevel(level.upper())
+
+
+def toggle_debug(level: str) -> bool:
+    """Log everything, or if that is so already, only from *level* on; return which."""
+    everything = logging.getLogger().level > logging.DEBUG
+    set_level("debug" if everything else level)
+    return everything
+
+
 def detach() -> None:
     """Let go of the terminal.  In the foreground this does nothing.
 

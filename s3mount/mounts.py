@@ -132,13 +132,17 @@ def change_flags(mount: Mount, flags: Set[str]) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def name_helper(mount: Mount, *, network: bool) -> None:
-    """Note for umount(8) that *mount* has a helper, where there is one and we are root.
+def name_helper(mountpoint: Path, network: bool) -> None:
+    """Note for umount(8) that our mount has a helper, where there is one and we are root.
 
     Root's umount(8) does not look for the helper of a type such as fuse.s3mount by itself, but
     for one that libmount has noted; without a note it would not wait for the uploads.
+    *network* says that fstab has ``_netdev``.
     """
     if os.geteuid() != 0 or not UMOUNT_HELPER.exists():
+        return
+    mount = find_mount(mountpoint)
+    if mount is None:
         return
     note = f"SRC={mount.source} TARGET={mount.mountpoint} "
     try:

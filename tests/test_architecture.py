@@ -44,13 +44,20 @@ LAYERS = (
         "s3mount.peers",
         "s3mount.values",
     ),
+    ("s3mount.connecting", "s3mount.reloading", "s3mount.reporting", "s3mount.service"),
     ("s3mount.daemon",),
     ("s3mount.demo",),
     ("s3mount.cli", "s3mount.__main__"),
 )
 
 # The S3 client is built in one place; everybody else knows the protocol in `s3mount.s3.store`.
-S3_USERS = ("s3mount.s3", "s3mount.daemon", "s3mount.cli")
+S3_USERS = (
+    "s3mount.s3",
+    "s3mount.connecting",
+    "s3mount.daemon",
+    "s3mount.reporting",
+    "s3mount.cli",
+)
 
 DOORS: Mapping[str, tuple[str, ...]] = {
     "pyfuse3": ("s3mount.fuse", "s3mount.request", "s3mount.kernel", "s3mount.daemon"),

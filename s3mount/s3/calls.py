@@ -137,6 +137,11 @@ class Calls:
         """The endpoint, as redirects have corrected it."""
         return self._route.settings
 
+    @property
+    def moved(self) -> float:
+        """When bytes moved last on any connection, by the clock of trio."""
+        return self._pulse.last
+
     def within(self, timeout: float) -> "Calls":
         """The same connections, credentials and counters, with another time limit."""
         brief = copy(self)

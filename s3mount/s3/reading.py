@@ -84,6 +84,11 @@ class BucketReader:
         return self._calls.statistics
 
     @property
+    def moved(self) -> float:
+        """When bytes moved last on any connection, by the clock of trio."""
+        return self._calls.moved
+
+    @property
     def settings(self) -> EndpointSettings:
         """The endpoint, as redirects have corrected it."""
         return self._calls.settings
