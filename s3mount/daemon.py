@@ -150,7 +150,8 @@ class Daemon:
                 parts = self._build(client, background)
                 await parts.index.open()
                 background.start_soon(parts.index.run)
-                await background.start(heed_signals, self._signal_actions(parts, background))
+                background.start_soon(self._heed_signals, parts)
+                background.start_soon(heed_signals, self._signal_actions(parts, background))
                 background.start_soon(
                     keep_informed, partial(self._report, parts), self._config.mountpoint
                 )
@@ -244,8 +245,6 @@ class Daemon:
             self._config = await reloader.reload(self._config, self._report(parts).line)
 
         return {
-            signal.SIGTERM: partial(self._told_to_stop, parts),
-            signal.SIGINT: partial(self._told_to_stop, parts),
             signal.SIGHUP: partial(background.start_soon, reload),
             signal.SIGUSR1: lambda: dump_state(self._status(parts)),
             signal.SIGUSR2: lambda: toggle_debug(self._config.log_level),
@@ -300,6 +299,12 @@ class Daemon:
         notify.ready(self._report(parts).line)
         if self._background:
             notify.dismiss()
+
+    async def _heed_signals(self, parts: _Parts) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("told to stop by %s", signal.Signals(number).name)
+                self._told_to_stop(parts)
 
     def _told_to_stop(self, parts: _Parts) -> None:
         """Finish what is to be done; told so twice, leave what is not uploaded on this machine."""

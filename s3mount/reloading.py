@@ -16,7 +16,7 @@ from s3mount.fuse import FuseOperations
 
 log = logging.getLogger(__name__)
 
-LIVE = ("debug", "log_level", "metadata_ttl", "negative_ttl", "shutdown_timeout")
+LIVE = ("debug", "log_level", "metadata_ttl", "negative_ttl")
 
 
 class Reloader:

@@ -82,13 +82,9 @@ def toggle_debug(level: str) -> None:
     state_log.info("from now on %s is logged", "everything" if everything else level)
 
 
-async def heed_signals(
-    actions: Mapping[signal.Signals, Callable[[], None]],
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
+async def heed_signals(actions: Mapping[signal.Signals, Callable[[], None]]) -> None:
     """Do what signals ask for, until cancelled."""
     with trio.open_signal_receiver(*actions) as signals:
-        task_status.started()
         async for number in signals:
             found = signal.Signals(number)
             log.info("told by %s", found.name)
