@@ -15,7 +15,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from s3mount import __version__, control, logs, notify
+from s3mount import control, logs, notify
 from s3mount.attributes import Defaults
 from s3mount.cache.blocks import BlockCache
 from s3mount.cache.disk import BlockDisk
@@ -39,10 +39,10 @@ from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
 from s3mount.mounts import name_helper
 from s3mount.reloading import Reloader
-from s3mount.reporting import describe, describe_unsaved, is_moving
+from s3mount.reporting import Observed, Reporter
 from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
-from s3mount.service import Report, dump_state, heed_signals, keep_informed, toggle_debug
+from s3mount.service import dump_state, heed_signals, keep_informed, toggle_debug
 from s3mount.write.extents import PartGrid
 from s3mount.write.staging import StagingDirectory
 
@@ -54,6 +54,7 @@ ANSWER_TIMEOUT = 20.0  # Seconds for the mount to answer its first request.
 DRAIN_PARALLEL = 32  # Files that are saved at once at the end.
 BUSY_PATIENCE = 2.0  # Seconds in which whoever keeps the mount busy may let go of it.
 
+RECENT = 20  # Warnings and errors that `s3mount status` shows.
 GC_THRESHOLDS = 50_000, 20, 100
 
 Progress = Callable[[Mapping[str, object]], Awaitable[None]]
@@ -69,7 +70,7 @@ class _Parts:
     budget: MemoryBudget
     filesystem: FileSystem
     operations: FuseOperations
-    metrics: Metrics
+    reporter: Reporter
 
 
 def run(config: Config, reload: Callable[[], Config], *, background: bool) -> int:
@@ -101,6 +102,8 @@ class Daemon:
         self._background = background
         self._source = config.bucket + ("/" + config.prefix.rstrip("/") if config.prefix else "")
         self._serving: trio.Nursery | None = None
+        self._recent = logs.Recent(RECENT)
+        logging.getLogger().addHandler(self._recent)
         self._stopping = self._told_to_stop_before = False
         self._patience = trio.CancelScope()  # for the uploads at the end
         self._ended = trio.Event()
@@ -152,10 +155,9 @@ class Daemon:
                 background.start_soon(parts.index.run)
                 background.start_soon(self._heed_signals, parts)
                 background.start_soon(heed_signals, self._signal_actions(parts, background))
-                background.start_soon(
-                    keep_informed, partial(self._report, parts), self._config.mountpoint
-                )
-                left = await self._serve(parts)
+                background.start_soon(parts.reporter.sampler.run)
+                background.start_soon(keep_informed, parts.reporter.report, self._config.mountpoint)
+                left = await self._serve(parts, background)
                 await parts.index.close()
                 background.cancel_scope.cancel()
         finally:
@@ -218,7 +220,19 @@ class Daemon:
             ttl=config.metadata_ttl,
             writeback_cache=True,
         )
-        return _Parts(client, blocks, index, budget, filesystem, operations, metrics)
+        observed = Observed(
+            config=config,
+            source=self._source,
+            client=client,
+            budget=budget,
+            blocks=blocks,
+            disk=self._disk,
+            filesystem=filesystem,
+            metrics=metrics,
+            recent=self._recent,
+            stopping=lambda: self._stopping,
+        )
+        return _Parts(client, blocks, index, budget, filesystem, operations, Reporter(observed))
 
     def _make_index(self, client: S3Client, defaults: Defaults) -> AttributeIndex:
         """The attribute index of the bucket.
@@ -242,17 +256,17 @@ class Daemon:
         reloader = Reloader(self._reload, parts.filesystem.cache, parts.operations)
 
         async def reload() -> None:
-            self._config = await reloader.reload(self._config, self._report(parts).line)
+            self._config = await reloader.reload(self._config, parts.reporter.report().line)
 
         return {
             signal.SIGHUP: partial(background.start_soon, reload),
-            signal.SIGUSR1: lambda: dump_state(self._status(parts)),
+            signal.SIGUSR1: lambda: dump_state(parts.reporter.status()),
             signal.SIGUSR2: lambda: toggle_debug(self._config.log_level),
         }
 
     # -- serving ---------------------------------------------------------------------------
 
-    async def _serve(self, parts: _Parts) -> Sequence[OpenFile]:
+    async def _serve(self, parts: _Parts, background: trio.Nursery) -> Sequence[OpenFile]:
         """Mount, serve until unmounted, and return the files that could not be saved."""
         self._kernel.mount(parts.operations, relay=not self._config.no_fast_init)
         try:
@@ -261,7 +275,7 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 self._serving = nursery
                 nursery.start_soon(self._until_unmounted, nursery.cancel_scope)
-                await self._get_ready(parts, nursery)
+                await self._get_ready(parts, nursery, background)
             notify.stopping("saving what is not in the store yet")
             with trio.CancelScope(shield=True):
                 left = await self._drain(parts)
@@ -279,7 +293,9 @@ class Daemon:
         self._stopping = True
         scope.cancel()
 
-    async def _get_ready(self, parts: _Parts, nursery: trio.Nursery) -> None:
+    async def _get_ready(
+        self, parts: _Parts, nursery: trio.Nursery, background: trio.Nursery
+    ) -> None:
         with trio.fail_after(ANSWER_TIMEOUT):
             await trio.to_thread.run_sync(os.stat, self._config.mountpoint, abandon_on_cancel=True)
         if not parts.operations.initialised:
@@ -288,7 +304,8 @@ class Daemon:
         await trio.to_thread.run_sync(
             name_helper, self._config.mountpoint, "_netdev" in self._config.mount_flags
         )
-        await nursery.start(
+        # Until the end, so that `s3mount status` sees what is uploaded after the mount is gone.
+        await background.start(
             control.serve,
             control.socket_path(self._config.mountpoint),
             self._handlers(parts),
@@ -296,7 +313,7 @@ class Daemon:
         nursery.start_soon(parts.operations.callers.watch)
         log.info("%s is mounted at %s", self._source, self._config.mountpoint)
         logs.detach()
-        notify.ready(self._report(parts).line)
+        notify.ready(parts.reporter.report().line)
         if self._background:
             notify.dismiss()
 
@@ -316,11 +333,6 @@ class Daemon:
         elif self._serving is not None:
             self._serving.start_soon(self._stop, parts)
         self._told_to_stop_before = self._stopping = True
-
-    def _report(self, parts: _Parts) -> Report:
-        where = f"{self._source} at {self._config.mountpoint}"
-        line = f"{where}: {describe_unsaved(parts.filesystem)}"
-        return Report(line, self._stopping, is_moving(parts.client))
 
     async def _stop(self, parts: _Parts) -> None:
         """Unmount; whoever still uses the mount keeps what is open, for a while."""
@@ -384,7 +396,7 @@ class Daemon:
 
     def _handlers(self, parts: _Parts) -> Mapping[str, control.Handler]:
         async def status(request: Mapping[str, object], progress: Progress) -> object:
-            return self._status(parts)
+            return parts.reporter.status()
 
         async def sync(request: Mapping[str, object], progress: Progress) -> object:
             return await self._sync(parts, progress)
@@ -399,14 +411,6 @@ class Daemon:
             "status": status,
             "sync": sync,
             "umount": umount,
-        }
-
-    def _status(self, parts: _Parts) -> Mapping[str, object]:
-        return {
-            "version": __version__,
-            "source": self._source,
-            "mountpoint": str(self._config.mountpoint),
-            **describe(parts.client, parts.budget, parts.filesystem, parts.metrics),
         }
 
     async def _sync(self, parts: _Parts, progress: Progress) -> object:

@@ -277,16 +277,21 @@ class FuseOperations(pyfuse3.Operations):
         # pyfuse3 answers from any buffer, and does so before anything else can run.
         found = self._fs.handles.read_now(fh, off, size)
         if found is not None:
-            self._metrics.operation("read").count += 1
+            operation = self._metrics.operation("read")
+            operation.count += 1
+            operation.bytes += len(found)
             return found  # type: ignore[return-value]
         with self._request("read", fh, self._fs.handles.opener(fh)):
-            return await self._fs.handles.read(fh, off, size)  # type: ignore[return-value]
+            view = await self._fs.handles.read(fh, off, size)
+            self._metrics.operation("read").bytes += len(view)
+            return view  # type: ignore[return-value]
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         with self._request("write", fh, self._fs.handles.writer(fh)):
             changed = self._fs.handles.drop_set_id(fh)
             if changed is not None:
                 _invalidate_attributes(changed)
+            self._metrics.operation("write").bytes += len(buf)
             return await self._fs.handles.write(fh, off, buf)
 
     async def flush(self, fh: FileHandleT) -> None:

@@ -150,6 +150,25 @@ class LogFileHandler(WatchedFileHandler):
         return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
 
+class Recent(logging.Handler):
+    """Keeps the last warnings and errors, for ``s3mount status``."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(TextFormatter("%(message)s"))
+        self._entries: deque[tuple[float, str, str]] = deque(maxlen=count)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._entries.append((record.created, record.levelname.lower(), self.format(record)))
+
+    def entries(self) -> list[dict[str, object]]:
+        """Return what is kept, the latest last."""
+        return [
+            {"time": round(when, 3), "level": level, "message": message}
+            for when, level, message in self._entries
+        ]
+
+
 class StartupHandler(logging.StreamHandler[TextIO]):
     """Shows warnings to the person who typed the command, until `detach`."""
 

@@ -44,7 +44,14 @@ LAYERS = (
         "s3mount.peers",
         "s3mount.values",
     ),
-    ("s3mount.connecting", "s3mount.reloading", "s3mount.reporting", "s3mount.service"),
+    (
+        "s3mount.connecting",
+        "s3mount.prices",
+        "s3mount.reloading",
+        "s3mount.reporting",
+        "s3mount.sampling",
+        "s3mount.service",
+    ),
     ("s3mount.daemon",),
     ("s3mount.demo",),
     ("s3mount.cli", "s3mount.__main__"),
@@ -56,6 +63,7 @@ S3_USERS = (
     "s3mount.connecting",
     "s3mount.daemon",
     "s3mount.reporting",
+    "s3mount.sampling",
     "s3mount.cli",
 )
 

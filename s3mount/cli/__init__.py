@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "demo": "s3mount.cli.demo",
     "install-helpers": "s3mount.cli.helpers",
     "remove-helpers": "s3mount.cli.helpers:remove",
+    "status": "s3mount.cli.status",
     "umount": "s3mount.cli.umount",
 }
 HELPERS: Mapping[str, str] = {

@@ -20,6 +20,7 @@ from s3mount.options import (
 USAGE = """\
 s3mount BUCKET[/PREFIX] MOUNTPOINT [options]
        s3mount umount MOUNTPOINT
+       s3mount status [--watch] [MOUNTPOINT...]
        s3mount install-helpers | remove-helpers
        s3mount demo
        s3mount help [COMMAND]"""

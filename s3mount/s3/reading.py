@@ -84,6 +84,11 @@ class BucketReader:
         return self._calls.statistics
 
     @property
+    def credential_source(self) -> CredentialSource | None:
+        """Who knows the credentials; None when there are none."""
+        return self._calls.credential_source
+
+    @property
     def moved(self) -> float:
         """When bytes moved last on any connection, by the clock of trio."""
         return self._calls.moved

@@ -5,6 +5,7 @@ takes 0.3 s.  They block, so whatever may wait for a network runs in a thread.
 """
 
 import contextlib
+import datetime
 import ipaddress
 import os
 import pwd
@@ -46,6 +47,11 @@ class SessionCredentials:
                 return None
             self._look_again = trio.current_time() + _LOOK_SECONDS
         return self._known
+
+    def expires(self) -> float | None:
+        """When the credentials end, in seconds since 1970, if they do and say so."""
+        moment = getattr(self._source, "_expiry_time", None)
+        return moment.timestamp() if isinstance(moment, datetime.datetime) else None
 
     def _is_due(self) -> bool:
         # Only some credentials of botocore have an end, and know it.
