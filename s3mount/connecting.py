@@ -13,6 +13,7 @@ from s3mount.s3 import session
 from s3mount.s3.client import S3Client
 from s3mount.s3.probe import probe
 from s3mount.s3.store import Capabilities
+from s3mount.verdicts import recall
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,20 @@ async def connect(config: Config, source: str) -> S3Client:
     """Return a client for the bucket that knows what its store can do; *source* names it.
 
     Raises `MountError` when the bucket cannot be used.
+    """
+    client = await client_for(config)
+    try:
+        await _check(client, source, config)
+    except BaseException:
+        await client.aclose()
+        raise
+    return client
+
+
+async def client_for(config: Config) -> S3Client:
+    """Return a client that has asked the store nothing yet.
+
+    Raises `MountError` when the options or the credentials are no good.
     """
     resolved = await trio.to_thread.run_sync(
         lambda: session.resolve(
@@ -37,7 +52,7 @@ async def connect(config: Config, source: str) -> S3Client:
             passwd_file=config.passwd_file,
         )
     )
-    client = S3Client(
+    return S3Client(
         resolved.settings,
         resolved.credentials,
         config.bucket,
@@ -46,19 +61,14 @@ async def connect(config: Config, source: str) -> S3Client:
         timeout=math.inf if config.hard else config.timeout,
         max_connections=config.connections,
     )
-    try:
-        await _check(client, source, config)
-    except BaseException:
-        await client.aclose()
-        raise
-    return client
 
 
 async def _check(client: S3Client, source: str, config: Config) -> None:
     try:
         await client.check_bucket()
         if not config.ro:
-            client.adopt(await probe(client, ".s3mount/"))
+            known = recall(config.state_dir, client.settings.url, config.bucket)
+            client.adopt(known or await probe(client, ".s3mount/"))
     except StoreError as error:
         raise MountError(f"{source}: {error}{_hint(error)}") from error
     _tell_weaknesses(source, client.capabilities)

@@ -248,7 +248,7 @@ def _is_aws(url: str) -> bool:
 
 
 def _refuse_plain_text(settings: EndpointSettings, insecure_http: bool) -> None:
-    if settings.secure or insecure_http or _is_loopback(settings.host):
+    if settings.secure or insecure_http or is_loopback(settings.host):
         return
     raise MountError(
         f"{settings.url}: signed requests and data would cross the network unencrypted; "
@@ -257,7 +257,8 @@ def _refuse_plain_text(settings: EndpointSettings, insecure_http: bool) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether what is said to *host* stays on this machine."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
