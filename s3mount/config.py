@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from s3mount.values import (
+    ADDRESS,
     ADDRESSING,
     DURATION,
     FLAG,
@@ -28,6 +29,7 @@ from s3mount.values import (
     TTL,
     URL,
     USER,
+    Address,
     Kind,
     between,
     choice,
@@ -396,6 +398,12 @@ class Config:
         "the mount point",
         default="false",
         in_file=False,
+    )
+    status_listen: Address | None = option(
+        ADDRESS,
+        PROCESS,
+        "serve a page, /status.json, /metrics (for Prometheus) and /healthz there over HTTP; "
+        "whoever reaches the address can read names of files",
     )
     no_fast_init: bool = option(
         FLAG,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from s3mount import control, logs, notify
+from s3mount import control, logs, notify, webpage
 from s3mount.attributes import Defaults
 from s3mount.cache.blocks import BlockCache
 from s3mount.cache.disk import BlockDisk
@@ -145,6 +145,8 @@ class Daemon:
                     await trio.to_thread.run_sync(self._disk.close)
 
     async def _main(self) -> int:
+        address = self._config.status_listen
+        listener = webpage.listen(*address) if address is not None else None
         client = await connect(self._config, self._source)
         try:
             async with trio.open_nursery() as background:
@@ -156,6 +158,9 @@ class Daemon:
                 background.start_soon(self._heed_signals, parts)
                 background.start_soon(heed_signals, self._signal_actions(parts, background))
                 background.start_soon(parts.reporter.sampler.run)
+                if listener is not None:
+                    pages = webpage.Pages(parts.reporter.status, parts.reporter.metrics)
+                    background.start_soon(webpage.serve, listener, pages)
                 background.start_soon(keep_informed, parts.reporter.report, self._config.mountpoint)
                 left = await self._serve(parts, background)
                 await parts.index.close()

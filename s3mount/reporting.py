@@ -66,6 +66,16 @@ class Reporter:
             "notes": list(of.client.capabilities.notes),
         }
 
+    def metrics(self, status: Mapping[str, object]) -> bytes:
+        """A *status* with all counters, for Prometheus.
+
+        Raises `ImportError` when its library is missing.
+        """
+        # Imported here, because it takes 0.1 s, and only who asks needs it.
+        from s3mount.exposition import exposition
+
+        return exposition(status, self._of.metrics)
+
     def report(self) -> Report:
         """What the service manager hears."""
         sizes = [file.unsaved_bytes for file in self._unsaved()]

@@ -63,6 +63,13 @@ class Source(NamedTuple):
     prefix: str
 
 
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    port: int
+
+
 def parse_flag(text: str) -> bool:
     """Read a yes or no; the bare name of an option means yes."""
     word = text.strip().lower()
@@ -168,6 +175,18 @@ def parse_url(text: str) -> str:
     return text.strip().rstrip("/")
 
 
+def parse_address(text: str) -> Address:
+    """Read where to listen: ``HOST:PORT``, or only the port, on this machine's own address."""
+    host, _, port = text.strip().rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(text)
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise ValueError(text)
+    return Address(host or "127.0.0.1", int(port))
+
+
 def parse_addressing(text: str) -> bool | None:
     """Read whether addresses are path-style; None leaves it to the endpoint."""
     return None if text.strip().lower() == "auto" else parse_flag(text)
@@ -254,6 +273,7 @@ ON_OFF = Kind("on|off", "on or off", parse_flag, bare="on")
 TEXT = Kind("NAME", "a name", parse_text)
 URL = Kind("URL", "an address such as https://host:9000, without a password", parse_url)
 ADDRESSING = Kind("auto|true|false", "auto, true or false", parse_addressing, bare="true")
+ADDRESS = Kind("[HOST:]PORT", "a port such as 9180, or 127.0.0.1:9180", parse_address)
 PATH = Kind("PATH", "a path", parse_path, text_only=True)
 USER = Kind("USER", "a user's name or number", parse_user)
 GROUP = Kind("GROUP", "a group's name or number", parse_group)

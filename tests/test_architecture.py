@@ -17,6 +17,7 @@ LAYERS = (
         "s3mount",
         "s3mount.errors",
         "s3mount.metrics",
+        "s3mount.exposition",
         "s3mount.memory",
         "s3mount.private",
         "s3mount.machine",
@@ -42,6 +43,7 @@ LAYERS = (
         "s3mount.mounts",
         "s3mount.notify",
         "s3mount.options",
+        "s3mount.page",
         "s3mount.peers",
         "s3mount.values",
         "s3mount.verdicts",
@@ -54,6 +56,7 @@ LAYERS = (
         "s3mount.reporting",
         "s3mount.sampling",
         "s3mount.service",
+        "s3mount.webpage",
     ),
     ("s3mount.storecheck",),
     ("s3mount.daemon",),
@@ -78,6 +81,8 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "botocore": ("s3mount.s3.session", "s3mount.demo"),
     "awscrt": ("s3mount.s3.checksum",),
     "cachetools": ("s3mount.cache",),
+    "prometheus_client": ("s3mount.exposition",),
+    "rich": ("s3mount.cli.statusview",),
     "argparse": ("s3mount.cli", "s3mount.config"),
 }
 
