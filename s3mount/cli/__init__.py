@@ -22,6 +22,8 @@ COMMANDS: Mapping[str, str] = {
     "remove-helpers": "s3mount.cli.helpers:remove",
     "status": "s3mount.cli.status",
     "umount": "s3mount.cli.umount",
+    "url": "s3mount.cli.url",
+    "warmup": "s3mount.cli.warmup",
 }
 HELPERS: Mapping[str, str] = {
     "mount.s3mount": "s3mount.cli.mounthelper",

@@ -22,6 +22,8 @@ s3mount BUCKET[/PREFIX] MOUNTPOINT [options]
        s3mount umount MOUNTPOINT
        s3mount status [--watch] [MOUNTPOINT...]
        s3mount doctor [BUCKET [options]]
+       s3mount warmup PATH...
+       s3mount url PATH
        s3mount install-helpers | remove-helpers
        s3mount demo
        s3mount help [COMMAND]"""
