@@ -8,12 +8,13 @@ takes plain values.
 # Each call of `option` makes a field of its own, so nothing is shared.
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from s3mount.values import (
+    ADDRESS,
     ADDRESSING,
     DURATION,
     FLAG,
@@ -28,6 +29,7 @@ from s3mount.values import (
     TTL,
     URL,
     USER,
+    Address,
     Kind,
     between,
     choice,
@@ -109,11 +111,13 @@ class Config:
 
     `prefix` is empty or ends in a slash; `mountpoint` is the real path.  `mount_flags` holds
     the words of mount(8) that hold for this mount, such as ``nosuid``, ``noatime`` or ``ro``.
+    `environment` are variables for the daemon, perhaps secret ones.
     """
 
     bucket: str
     mountpoint: Path
     mount_flags: frozenset[str]
+    environment: Mapping[str, str] = field(repr=False)
     prefix: str = option(
         PREFIX,
         STORE,
@@ -127,7 +131,7 @@ class Config:
         "address of the store; without it AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the "
         "AWS profile are asked",
         shown="AWS S3",
-        aliases=("url", "endpoint", "s3-endpoint"),
+        aliases=("url", "s3-endpoint"),
     )
     region: str | None = option(
         TEXT,
@@ -143,6 +147,21 @@ class Config:
         "section of ~/.aws/config and ~/.aws/credentials to use",
         shown="AWS_PROFILE",
         aliases=("s3-profile",),
+    )
+    credentials_file: Path | None = option(
+        PATH,
+        STORE,
+        "file of AWS credentials to use in place of ~/.aws/credentials and of the environment; "
+        "nobody else may be allowed to read it",
+        shown="AWS_SHARED_CREDENTIALS_FILE",
+        aliases=("shared-config", "s3-shared-credentials-file"),
+    )
+    passwd_file: Path | None = option(
+        PATH,
+        STORE,
+        "file of keys as s3fs has it: lines KEY:SECRET or BUCKET:KEY:SECRET; nobody else may be "
+        "allowed to read it",
+        shown="where nothing else is found: ~/.passwd-s3fs, /etc/passwd-s3fs",
     )
     path_style: bool | None = option(
         ADDRESSING,
@@ -169,6 +188,7 @@ class Config:
         STORE,
         "file of certificates (PEM) to trust in place of the system's",
         shown="AWS_CA_BUNDLE, else the system's",
+        aliases=("cacert",),
     )
     no_verify_ssl: bool = option(
         FLAG,
@@ -255,7 +275,7 @@ class Config:
         CACHING,
         "how long the absence of a name is remembered",
         default="5s",
-        aliases=("negative-metadata-ttl",),
+        aliases=("negative-metadata-ttl", "negative-timeout"),
     )
     memory: int = option(
         MEMORY,
@@ -370,9 +390,37 @@ class Config:
         PROCESS,
         "file to log to",
         shown="the terminal in the foreground, else syslog",
+        aliases=("logfile",),
     )
     log_format: str = option(
         choice("text", "json"), PROCESS, "lines for people or for programs", default="text"
+    )
+    fsname: str | None = option(
+        TEXT,
+        PROCESS,
+        "what findmnt(8) and df(1) show as the source of the mount",
+        shown="BUCKET[/PREFIX]",
+    )
+    sloppy: bool = option(
+        FLAG,
+        PROCESS,
+        "ignore options that do not exist, with a warning, as `mount -s` does",
+        default="false",
+        in_file=False,
+    )
+    update_fstab: bool = option(
+        FLAG,
+        PROCESS,
+        "write this mount into /etc/fstab once it works, in place of the line that is there for "
+        "the mount point",
+        default="false",
+        in_file=False,
+    )
+    status_listen: Address | None = option(
+        ADDRESS,
+        PROCESS,
+        "serve a page, /status.json, /metrics (for Prometheus) and /healthz there over HTTP; "
+        "whoever reaches the address can read names of files",
     )
     no_fast_init: bool = option(
         FLAG,

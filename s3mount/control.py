@@ -35,13 +35,14 @@ class _BadRequestError(Exception):
     """What a client sent is not a request."""
 
 
-def hello(mountpoint: Path, source: str) -> Handler:
+def hello(mountpoint: Path, source: str, *, read_only: bool) -> Handler:
     """Return the handler by which a client finds out whose daemon this is."""
 
     async def handler(request: Mapping[str, object], progress: Progress) -> object:
         return {
             "mountpoint": os.fspath(mountpoint),
             "source": source,
+            "read_only": read_only,
             "pid": os.getpid(),
             "version": __version__,
         }

@@ -56,6 +56,24 @@ def find_socket(mountpoint: Path, owner: int) -> Path | None:
     return None
 
 
+def all_sockets() -> list[Path]:
+    """Return the sockets of all daemons that we may ask: root's and everybody's, or our own."""
+    if os.geteuid() == 0:
+        folders = _folders(0)
+        folders += [*Path("/tmp").glob("s3mount-*"), *Path("/run/user").glob("*/s3mount")]
+    else:
+        folders = _folders(os.geteuid())
+    found: dict[Path, None] = {}
+    for folder in folders:
+        try:
+            owner = folder.lstat().st_uid
+            if _is_private(folder, owner):
+                found.update(dict.fromkeys(sorted(folder.glob("*.sock"))))
+        except OSError:
+            continue  # There is none, or it is not ours to look into.
+    return list(found)
+
+
 def _socket_name(mountpoint: Path) -> str:
     return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:24] + ".sock"
 

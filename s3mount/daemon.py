@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
-import math
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
-from pathlib import Path
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
 
 import pyfuse3
 import trio
 
-from s3mount import __version__, control, logs, notify
+from s3mount import control, logs, notify, webpage
 from s3mount.attributes import Defaults
 from s3mount.cache.blocks import BlockCache
 from s3mount.cache.disk import BlockDisk
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import MetaCache
+from s3mount.commands import Commands
 from s3mount.config import Config
+from s3mount.connecting import connect
 from s3mount.ending import Ending
-from s3mount.errors import MountError, StoreError, WrongRegion
+from s3mount.errors import MountError
 from s3mount.fs.changing import Changer
 from s3mount.fs.condemning import Condemner
-from s3mount.fs.draining import save_all
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.names import MAX_KEY, key_size
 from s3mount.fs.namespace import Namespace
@@ -38,17 +38,19 @@ from s3mount.fs.workshop import Workshop
 from s3mount.fs.xattrs import Xattrs
 from s3mount.fuse import FuseOperations, forget_in_kernel
 from s3mount.journaling import describe
-from s3mount.kernel import KernelMount, MountOptions, open_files
+from s3mount.kernel import KernelMount, MountOptions
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
+from s3mount.mounts import name_helper
 from s3mount.private import refuse_shared
-from s3mount.s3 import checksum, session
+from s3mount.reloading import Reloader
+from s3mount.reporting import Observed, Reporter
+from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
-from s3mount.s3.probe import probe
-from s3mount.s3.store import Capabilities
+from s3mount.service import dump_state, heed_signals, keep_informed, toggle_debug
 from s3mount.write.backlog import Backlog
 from s3mount.write.extents import PartGrid
-from s3mount.write.keeper import Keeper, act
+from s3mount.write.keeper import Keeper
 from s3mount.write.mountjournal import MountJournal
 from s3mount.write.slots import Slots
 from s3mount.write.staging import StagingDirectory
@@ -58,12 +60,10 @@ log = logging.getLogger(__name__)
 READ_AHEAD = 2 << 20  # What the kernel asks for in advance; see benchmarks/README.md.
 ENTRY_COST = 600  # Bytes of memory that one cached name takes, about.
 ANSWER_TIMEOUT = 20.0  # Seconds for the mount to answer its first request.
-FORCE_PATIENCE = 5.0  # Seconds for uploads before an unmounting that is to happen in any case.
+RECENT = 20  # Warnings and errors that `s3mount status` shows.
 
 MIN_TASKS, MAX_TASKS = 32, 256  # That wait for requests, or serve one; to make one costs 30 us.
 GC_THRESHOLDS = 50_000, 20, 100
-
-Progress = Callable[[Mapping[str, object]], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -79,15 +79,16 @@ class _Parts:
     filesystem: FileSystem
     mover: TreeMover
     operations: FuseOperations
-    metrics: Metrics
+    reporter: Reporter
 
 
-def run(config: Config) -> int:
+def run(config: Config, reload: Callable[[], Config], *, background: bool) -> int:
     """Serve one mount until it is unmounted, and return the exit code.
 
-    Raises `MountError` when it cannot start.
+    *reload* reads the options again.  In the background, whoever started us waits only until
+    the mount is ready.  Raises `MountError` when it cannot start.
     """
-    daemon = Daemon(config)
+    daemon = Daemon(config, reload, background=background)
     # A collection looks at every name in memory, which takes half a second for a million, and a
     # quarter of the time of a listing; few of our objects are in cycles.
     gc.freeze()
@@ -104,16 +105,20 @@ def run(config: Config) -> int:
 class Daemon:
     """One mount, from its options to its end."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, reload: Callable[[], Config], *, background: bool) -> None:
         self._config = config
+        self._reload = reload
+        self._background = background
         self._source = config.bucket + ("/" + config.prefix.rstrip("/") if config.prefix else "")
+        self._recent = logs.Recent(RECENT)
+        logging.getLogger().addHandler(self._recent)
         self._ended = trio.Event()
         self._disk = self._make_disk()
         flags = set(config.mount_flags) | ({"ro"} if config.ro else set())
         self._kernel = KernelMount(
             config.mountpoint,
             MountOptions(
-                source=self._source,
+                source=config.fsname or self._source,
                 flags=flags,
                 allow_other=config.allow_other,
                 allow_root=config.allow_root,
@@ -153,12 +158,14 @@ class Daemon:
                     await trio.to_thread.run_sync(self._disk.close)
 
     async def _main(self) -> int:
-        client = await self._connect()
+        address = self._config.status_listen
+        listener = webpage.listen(*address) if address is not None else None
+        client = await connect(self._config, self._source)
         try:
             journal = await self._open_journal(client)
             try:
                 async with trio.open_nursery() as background:
-                    left = await self._run(client, journal, background)
+                    left = await self._run(client, journal, listener, background)
                     background.cancel_scope.cancel()
             finally:
                 with trio.CancelScope(shield=True):
@@ -168,7 +175,11 @@ class Daemon:
         return 1 if left else 0
 
     async def _run(
-        self, client: S3Client, journal: MountJournal, background: trio.Nursery
+        self,
+        client: S3Client,
+        journal: MountJournal,
+        listener: trio.SocketListener | None,
+        background: trio.Nursery,
     ) -> Sequence[OpenFile]:
         """Build everything, serve, and return the files that could not be saved."""
         if self._disk is not None:
@@ -178,6 +189,8 @@ class Daemon:
         parts = self._build(client, journal, background, work)
         await parts.index.open()
         background.start_soon(parts.index.run)
+        background.start_soon(self._ending.heed_signals, parts.filesystem)
+        self._observe(parts, listener, background)
         recovery = Recovery(parts.filesystem, parts.workshop, journal.left, parts.mover)
         await recovery.prepare()
         work.start_soon(recovery.run)
@@ -194,60 +207,33 @@ class Daemon:
             slots, checksum.function("crc64nvme"), about, adopt=not config.ro
         )
 
-    # -- starting --------------------------------------------------------------------------
+    def _observe(
+        self, parts: _Parts, listener: trio.SocketListener | None, background: trio.Nursery
+    ) -> None:
+        """Start what tells others how the mount is, and what heeds their signals."""
+        reporter = parts.reporter
+        background.start_soon(heed_signals, self._signal_actions(parts, background))
+        background.start_soon(reporter.sampler.run)
+        if listener is not None:
+            pages = webpage.Pages(reporter.status, reporter.metrics)
+            background.start_soon(webpage.serve, listener, pages)
+        background.start_soon(keep_informed, reporter.report, self._config.mountpoint)
 
-    async def _connect(self) -> S3Client:
-        config = self._config
-        resolved = await trio.to_thread.run_sync(
-            lambda: session.resolve(
-                config.bucket,
-                endpoint_url=config.endpoint_url,
-                region=config.region,
-                profile=config.profile,
-                path_style=config.path_style,
-                no_sign_request=config.no_sign_request,
-                ca_bundle=str(config.ca_bundle) if config.ca_bundle else None,
-                verify_ssl=not config.no_verify_ssl,
-                insecure_http=config.insecure_http,
-            )
-        )
-        client = S3Client(
-            resolved.settings,
-            resolved.credentials,
-            config.bucket,
-            config.prefix,
-            capabilities=Capabilities(),
-            timeout=math.inf if config.hard else config.timeout,
-            max_connections=config.connections,
-        )
-        try:
-            await self._check(client)
-        except BaseException:
-            await client.aclose()
-            raise
-        return client
+    def _signal_actions(
+        self, parts: _Parts, background: trio.Nursery
+    ) -> Mapping[signal.Signals, Callable[[], None]]:
+        reloader = Reloader(self._reload, parts.filesystem.cache, parts.operations)
 
-    async def _check(self, client: S3Client) -> None:
-        try:
-            await client.check_bucket()
-            if not self._config.ro:
-                client.adopt(await probe(client, ".s3mount/"))
-        except StoreError as error:
-            raise MountError(f"{self._source}: {error}{_hint(error)}") from error
-        self._tell_weaknesses(client.capabilities)
+        async def reload() -> None:
+            self._config = await reloader.reload(self._config, parts.reporter.report().line)
 
-    def _tell_weaknesses(self, found: Capabilities) -> None:
-        if not found.conditional_put:
-            log.warning(
-                "%s: the store has no conditional writes: of two hosts that change one file at "
-                "the same time, the last one wins unnoticed",
-                self._source,
-            )
-        if not found.copy_part:
-            log.warning(
-                "%s: the store cannot copy parts: a change in a large file uploads all of it",
-                self._source,
-            )
+        return {
+            signal.SIGHUP: partial(background.start_soon, reload),
+            signal.SIGUSR1: lambda: dump_state(parts.reporter.status()),
+            signal.SIGUSR2: lambda: toggle_debug(self._config.log_level),
+        }
+
+    # -- building --------------------------------------------------------------------------
 
     def _build(
         self,
@@ -317,8 +303,30 @@ class Daemon:
             ttl=config.metadata_ttl,
             writeback_cache=True,
         )
+        observed = Observed(
+            config=config,
+            source=self._source,
+            client=client,
+            budget=budget,
+            blocks=blocks,
+            disk=self._disk,
+            filesystem=filesystem,
+            metrics=metrics,
+            recent=self._recent,
+            stopping=lambda: self._ending.begun,
+        )
+        reporter = Reporter(observed)
         return _Parts(
-            client, blocks, index, journal, workshop, budget, filesystem, mover, operations, metrics
+            client,
+            blocks,
+            index,
+            journal,
+            workshop,
+            budget,
+            filesystem,
+            mover,
+            operations,
+            reporter,
         )
 
     def _make_index(self, client: S3Client, defaults: Defaults) -> AttributeIndex:
@@ -370,116 +378,35 @@ class Daemon:
         if not parts.operations.initialised:
             raise MountError("the kernel and libfuse did not agree on the protocol", 2)
         self._kernel.widen_read_ahead(READ_AHEAD)
-        await nursery.start(
+        await trio.to_thread.run_sync(
+            name_helper, self._config.mountpoint, "_netdev" in self._config.mount_flags
+        )
+        # Until the end, so that `s3mount status` sees what is uploaded after the mount is gone.
+        await background.start(
             control.serve,
             control.socket_path(self._config.mountpoint),
-            self._handlers(parts),
+            self._commands(parts).handlers(),
         )
-        background.start_soon(self._ending.heed_signals, parts.filesystem)
         nursery.start_soon(parts.operations.callers.watch)
         log.info("%s is mounted at %s", self._source, self._config.mountpoint)
         logs.detach()
-        notify.ready(f"{self._source} is mounted at {self._config.mountpoint}")
+        notify.ready(parts.reporter.report().line)
+        if self._background:
+            notify.dismiss()
 
-    # -- commands --------------------------------------------------------------------------
-
-    def _handlers(self, parts: _Parts) -> Mapping[str, control.Handler]:
-        async def status(request: Mapping[str, object], progress: Progress) -> object:
-            return self._status(parts)
-
-        async def sync(request: Mapping[str, object], progress: Progress) -> object:
-            return await self._sync(parts, progress)
-
-        async def umount(request: Mapping[str, object], progress: Progress) -> object:
-            return await self._umount(parts, request, progress)
-
-        async def recover(request: Mapping[str, object], progress: Progress) -> object:
-            return await self._recover(parts, request)
-
-        return {
-            "hello": control.hello(self._config.mountpoint, self._source),
-            "status": status,
-            "sync": sync,
-            "recover": recover,
-            "umount": umount,
-        }
-
-    def _status(self, parts: _Parts) -> Mapping[str, object]:
-        filesystem = parts.filesystem
-        dirty = [file for file in filesystem.files.values() if file.dirty]
-        return {
-            "version": __version__,
-            "source": self._source,
-            "mountpoint": str(self._config.mountpoint),
-            "memory_used": parts.budget.used,
-            "memory_limit": parts.budget.limit,
-            "inodes": len(filesystem.inodes),
-            "names": len(filesystem.cache),
-            "open_files": len(filesystem.files),
-            "dirty_files": len(dirty),
-            "dirty_bytes": sum(file.unsaved_bytes for file in dirty),
-            "requests": asdict(parts.client.statistics),
-            "operations": {
-                name: {"count": o.count, "failed": o.failed, "seconds": round(o.seconds, 6)}
-                for name, o in sorted(parts.metrics.operations.items())
-            },
-        }
-
-    async def _sync(self, parts: _Parts, progress: Progress) -> object:
-        await self._ending.push_pages()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tell_progress, parts, progress)
-            left = await save_all(parts.filesystem)
-            nursery.cancel_scope.cancel()
-        return {"left": [os.fsdecode(file.inode.name) for file in left]}
-
-    async def _recover(self, parts: _Parts, request: Mapping[str, object]) -> object:
-        workshop, names = parts.workshop, request.get("names")
-        if not isinstance(names, list):
-            raise MountError("the names of the files are missing", 1)
-        keeper = Keeper(
-            parts.client, parts.journal, workshop.grid, attributes=self._config.attributes
+    def _commands(self, parts: _Parts) -> Commands:
+        """What the control socket can be asked for."""
+        return Commands(
+            self._config,
+            self._source,
+            kernel=self._kernel,
+            ending=self._ending,
+            filesystem=parts.filesystem,
+            reporter=parts.reporter,
+            keeper=Keeper(
+                parts.client,
+                parts.journal,
+                parts.workshop.grid,
+                attributes=self._config.attributes,
+            ),
         )
-        result = await act(keeper, str(request.get("action")), [str(name) for name in names])
-        for key in result["done"]:
-            above, _, segment = key.rpartition("/")
-            parts.filesystem.cache.drop(f"{above}/" if above else "", segment)
-        return result
-
-    async def _tell_progress(self, parts: _Parts, progress: Progress) -> None:
-        while True:
-            dirty = [file for file in parts.filesystem.files.values() if file.dirty]
-            left = sum(file.unsaved_bytes for file in dirty)
-            await progress({"files": len(dirty), "bytes": left})
-            await trio.sleep(0.5)
-
-    async def _umount(
-        self, parts: _Parts, request: Mapping[str, object], progress: Progress
-    ) -> object:
-        lazy, force = bool(request.get("lazy")), bool(request.get("force"))
-        result: object = None
-        with trio.move_on_after(FORCE_PATIENCE if lazy or force else math.inf):
-            result = await self._sync(parts, progress)
-        left = result["left"] if isinstance(result, dict) else ()
-        if left and not force and not lazy:
-            raise MountError(f"{len(left)} files could not be uploaded; see the log")
-        if not self._kernel.unmount(lazy=lazy or force):
-            raise MountError(_busy(self._config.mountpoint))
-        if force:
-            pyfuse3.terminate()
-        return result
-
-
-def _hint(error: StoreError) -> str:
-    """What to do about a store that refuses a mount."""
-    if isinstance(error, WrongRegion) and error.region:
-        return f" (the bucket is in {error.region}: try --region {error.region})"
-    return ""
-
-
-def _busy(mountpoint: Path) -> str:
-    processes = open_files(mountpoint)
-    who = ", ".join(str(process) for process in processes[:5])
-    return f"{mountpoint}: {os.strerror(errno.EBUSY)}" + (
-        f" (in use by process {who})" if who else ""
-    )

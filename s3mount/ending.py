@@ -43,6 +43,11 @@ class Ending:
         self._work: trio.Nursery | None = None
         self._work_ended = trio.Event()
 
+    @property
+    def begun(self) -> bool:
+        """Whether the mount is ending, or has been unmounted."""
+        return self._told or self._served
+
     async def hold(self, task_status: trio.TaskStatus[trio.Nursery]) -> None:
         """Give out a nursery for uploads, which are given up when the time is over."""
         try:

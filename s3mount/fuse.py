@@ -37,6 +37,7 @@ from s3mount.fs.directories import Directories
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.handles import Opener
 from s3mount.fs.inodes import Inode
+from s3mount.fs.refreshing import Refresher
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.status import Changes, Stat
 from s3mount.fs.xattrs import CAPABILITY, Xattrs
@@ -114,8 +115,9 @@ class FuseOperations(pyfuse3.Operations):
         self._directories = Directories(filesystem)
         self._changer = changer
         self._xattrs = xattrs
+        self._refresher = Refresher(filesystem)
         self._metrics = metrics
-        self._ttl = ttl
+        self.ttl = ttl
         self.callers = Callers()
         self._readers: dict[int, int] = {}  # who has opened a directory
         self.initialised = False
@@ -147,7 +149,7 @@ class FuseOperations(pyfuse3.Operations):
         entry.st_mtime_ns = attributes.mtime_ns
         entry.st_atime_ns = attributes.mtime_ns
         entry.st_ctime_ns = attributes.ctime_ns
-        left = max(0.0, self._ttl - found.age)
+        left = max(0.0, self.ttl - found.age)
         entry.entry_timeout = left
         entry.attr_timeout = left if found.certain else 0.0
         return entry
@@ -279,16 +281,21 @@ class FuseOperations(pyfuse3.Operations):
         # pyfuse3 answers from any buffer, and does so before anything else can run.
         found = self._fs.handles.read_now(fh, off, size)
         if found is not None:
-            self._metrics.operation("read").count += 1
+            operation = self._metrics.operation("read")
+            operation.count += 1
+            operation.bytes += len(found)
             return found  # type: ignore[return-value]
         with self._request("read", fh, self._fs.handles.opener(fh)):
-            return await self._fs.handles.read(fh, off, size)  # type: ignore[return-value]
+            view = await self._fs.handles.read(fh, off, size)
+            self._metrics.operation("read").bytes += len(view)
+            return view  # type: ignore[return-value]
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         with self._request("write", fh, self._fs.handles.writer(fh)):
             changed = self._fs.handles.drop_set_id(fh)
             if changed is not None:
                 _invalidate_attributes(changed)
+            self._metrics.operation("write").bytes += len(buf)
             return await self._fs.handles.write(fh, off, buf)
 
     async def flush(self, fh: FileHandleT) -> None:
@@ -368,6 +375,10 @@ class FuseOperations(pyfuse3.Operations):
             stale = await self._xattrs.set(inode, name, value)
             if stale:
                 await forget_in_kernel(stale)
+
+    async def refresh(self) -> None:
+        """Drop what is known of all names, here and in the kernel."""
+        await forget_in_kernel(await self._refresher.refresh(self._fs.inodes.root))
 
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         with self._request("removexattr", name, ctx.pid):

@@ -30,6 +30,7 @@ import pyfuse3
 import trio
 
 from s3mount.errors import MountError
+from s3mount.mounts import MS_FLAGS
 
 log = logging.getLogger(__name__)
 
@@ -46,18 +47,6 @@ INIT_FLAGS = INIT_OUT + 12
 INIT_BACKGROUND = INIT_OUT + 16
 MAX_BACKGROUND, CONGESTION = 128, 96  # Requests that the kernel sends ahead of answers.
 
-MS_FLAGS = {
-    "ro": 1,
-    "nosuid": 2,
-    "nodev": 4,
-    "noexec": 8,
-    "sync": 16,
-    "dirsync": 128,
-    "noatime": 1024,
-    "nodiratime": 2048,
-    "strictatime": 1 << 24,
-    "lazytime": 1 << 25,
-}
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 
 _libc = ctypes.CDLL(None, use_errno=True)

@@ -151,6 +151,25 @@ class LogFileHandler(WatchedFileHandler):
         return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
 
+class Recent(logging.Handler):
+    """Keeps the last warnings and errors, for ``s3mount status``."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(TextFormatter("%(message)s"))
+        self._entries: deque[tuple[float, str, str]] = deque(maxlen=count)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._entries.append((record.created, record.levelname.lower(), self.format(record)))
+
+    def entries(self) -> list[dict[str, object]]:
+        """Return what is kept, the latest last."""
+        return [
+            {"time": round(when, 3), "level": level, "message": message}
+            for when, level, message in self._entries
+        ]
+
+
 class StartupHandler(logging.StreamHandler[TextIO]):
     """Shows warnings to the person who typed the command, until `detach`."""
 
@@ -182,6 +201,18 @@ def set_up(*, level: str, form: str, file: Path | None, background: bool) -> Non
         handler.close()
     for handler in _handlers(form, file, background=background):
         root.addHandler(handler)
+
+
+def set_level(level: str) -> None:
+    """Log records of at least *level* from now on."""
+    logging.getLogger().setLevel(level.upper())
+
+
+def toggle_debug(level: str) -> bool:
+    """Log everything, or if that is so already, only from *level* on; return which."""
+    everything = logging.getLogger().level > logging.DEBUG
+    set_level("debug" if everything else level)
+    return everything
 
 
 def detach() -> None:

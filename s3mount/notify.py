@@ -7,6 +7,7 @@ way only.
 import os
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -42,6 +43,40 @@ def ready(status: str) -> bool:
 def stopping(status: str) -> bool:
     """Say that the mount is on its way out."""
     return send(f"STOPPING=1\nSTATUS={status}")
+
+
+def reloading() -> bool:
+    """Say that options are being read again; `ready` says when that is done."""
+    microseconds = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    return send(f"RELOADING=1\nMONOTONIC_USEC={microseconds}")
+
+
+def extend(seconds: float) -> bool:
+    """Ask for *seconds* more, from now on, before a slow start or end counts as failed."""
+    return send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
+
+def alive() -> bool:
+    """Feed the watchdog."""
+    return send("WATCHDOG=1")
+
+
+def watchdog_seconds() -> float:
+    """Return how often the watchdog wants to be fed at least; 0 when there is none."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    text = os.environ.get("WATCHDOG_USEC", "")
+    return int(text) / 1e6 if text.isdecimal() else 0.0
+
+
+def is_wanted() -> bool:
+    """Say whether somebody listens to more than that the mount is ready."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
+def dismiss() -> None:
+    """Tell nothing more: whoever started this process waits only for it to be ready."""
+    os.environ.pop("NOTIFY_SOCKET", None)
 
 
 class Receiver:

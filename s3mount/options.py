@@ -9,8 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from s3mount import peers
 from s3mount.config import OPTIONS, Config, Option
+from s3mount.environment import check_variable
 from s3mount.errors import MountError
+from s3mount.private import why_not_private
 from s3mount.values import FLAG, MOUNTPOINT, SOURCE, Kind, Source
 
 # What mount(8) means by a word: the flags that it sets, and those that it takes back.
@@ -36,22 +39,26 @@ FLAG_WORDS: Mapping[str, tuple[set[str], set[str]]] = {
     "lazytime": ({"lazytime"}, set()),
     "nolazytime": (set(), {"lazytime"}),
     "nonempty": ({"nonempty"}, set()),
+    "-netdev": ({"_netdev"}, set()),
 }
 # Nothing that comes out of a bucket gets root's powers unless somebody asks for it.
 DEFAULT_FLAGS = frozenset({"nosuid", "nodev"})
 
 # Words for mount(8), systemd and fstab, and what s3mount does in any case.
 SILENTLY_IGNORED = {
-    *("-netdev", "nofail", "fail", "auto", "noauto", "user", "nouser", "users", "owner", "group"),
-    *("defaults", "comment", "uhelper", "helper", "fsname", "subtype", "default-permissions"),
+    *("nofail", "fail", "auto", "noauto", "user", "nouser", "users", "owner", "group"),
+    *("defaults", "comment", "uhelper", "helper", "subtype", "default-permissions"),
 }
 IGNORED = {
     "max-read": "the kernel refuses a mount that limits it",
     "auto-unmount": "a mount left behind by a crash is reported by the next one",
 }
 REFUSED = {
-    "remount": "a mount cannot be changed: unmount it, and mount it again",
+    "remount": "this is for mount(8): mount -o remount,ro MOUNTPOINT (see install-helpers)",
+    **peers.REFUSED,
 }
+# ``env.NAME=VALUE``: a variable for the daemon, which mount(8) and systemd give none.
+ENVIRONMENT = "env."
 
 
 # The name of an option, and its text if more than the name was given.
@@ -86,10 +93,21 @@ class Choices:
         self.warnings: list[str] = []
         self._values: dict[str, object] = {}
         self._flags = set(DEFAULT_FLAGS)
+        self._environment: dict[str, str] = {}
+        self._unused: list[str] = []
 
-    def choose(self, name: str, text: str | None) -> None:
-        """Take one option; *text* is None when only its name was given."""
+    def choose(self, name: str, text: str | None, *, private: bool = False) -> None:
+        """Take one option; *text* is None when only its name was given.
+
+        With *private* it was found where nobody else can read it, and may be a secret.
+        """
+        if name.startswith(ENVIRONMENT):
+            variable = name.removeprefix(ENVIRONMENT)
+            self._environment[variable] = _variable(variable, text or "", private=private)
+            return
         name = normal_name(name)
+        if text is not None and name in peers.TRANSLATED:
+            name, text = peers.TRANSLATED[name](text)
         if name in FLAG_WORDS:
             self._choose_flag(name, text)
         elif name in OPTION_OF_NAME:
@@ -111,11 +129,18 @@ class Choices:
             raise OptionError(f"option {name}: {REFUSED[name]}")
         if name in IGNORED:
             self.warnings.append(f"option {name} is ignored: {IGNORED[name]}")
+        elif name in peers.WITHOUT_MEANING:
+            self._unused.append(name)
         elif name not in SILENTLY_IGNORED and not name.startswith("x-"):
-            raise OptionError(f"there is no option {name}{_nearest(name)}")
+            if not self._values.get("sloppy"):
+                raise OptionError(f"there is no option {name}{_nearest(name)}")
+            self.warnings.append(f"option {name} is ignored: there is none of this name")
 
     def choose_all(self, items: Sequence[Item]) -> None:
         """Take options in their order; those of a configuration file come before all of them."""
+        for name, text in items:
+            if normal_name(name) == "sloppy":
+                self.choose(name, text)
         for name, text in items:
             if normal_name(name) == "config":
                 self._take_file(_option_value(OPTION_OF_NAME["config"][0], name, None, text))
@@ -123,9 +148,12 @@ class Choices:
             self.choose(name, text)
 
     def _take_file(self, path: object) -> None:
-        for name, value in _read_toml(Path(str(path))).items():
+        file = Path(str(path))
+        table = _read_toml(file)
+        private = why_not_private(file) is None
+        for name, value in _flat(table):
             try:
-                self.choose(name, _toml_text(name, value))
+                self.choose(name, _toml_text(name, value), private=private)
             except OptionError as error:
                 raise OptionError(f"{path}: {error}") from error
 
@@ -137,8 +165,15 @@ class Choices:
                 raise OptionError(f"no {name} is given (usage: s3mount BUCKET[/PREFIX] MOUNTPOINT)")
         _merge_source(values)
         flags = self._flags | ({"ro"} if values.get("ro") else set())
-        config = Config(mount_flags=frozenset(flags), **values)  # type: ignore[arg-type]
+        config = Config(
+            mount_flags=frozenset(flags),
+            environment=self._environment,
+            **values,  # type: ignore[arg-type]
+        )
         _check(config)
+        if self._unused:
+            names = ", ".join(dict.fromkeys(self._unused))
+            self.warnings.append(f"ignored, because they tune other programs: {names}")
         if config.no_verify_ssl:
             self.warnings.append("option no-verify-ssl: the store is not who it says, perhaps")
         return config
@@ -208,9 +243,17 @@ def _parse(kind: Kind, name: str, text: str) -> object:
         raise OptionError(f"option {name}: {shown} is not {kind.expected}") from error
 
 
+def _variable(name: str, value: str, *, private: bool) -> str:
+    try:
+        check_variable(name, value, private=private)
+    except ValueError as error:
+        raise OptionError(f"option {ENVIRONMENT}{name}: {error}") from error
+    return value
+
+
 def _nearest(name: str) -> str:
     """Suggest what may have been meant."""
-    known = [*OPTION_OF_NAME, *FLAG_WORDS, *POSITIONAL]
+    known = [*OPTION_OF_NAME, *FLAG_WORDS, *POSITIONAL, *peers.TRANSLATED]
     matches = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {matches[0]}?)" if matches else " (see s3mount --help)"
 
@@ -223,6 +266,15 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
         raise OptionError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"{path}: {error}") from error
+
+
+def _flat(table: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """The items of a file; those of its table ``[env]`` with that before their names."""
+    for name, value in table.items():
+        if name == ENVIRONMENT[:-1] and isinstance(value, dict):
+            yield from ((ENVIRONMENT + variable, text) for variable, text in value.items())
+        else:
+            yield name, value
 
 
 def _toml_text(name: str, value: object) -> str:
@@ -256,3 +308,7 @@ def _check(config: Config) -> None:
         raise OptionError("options allow-other and allow-root exclude each other")
     if config.ca_bundle is not None and config.no_verify_ssl:
         raise OptionError("options ca-bundle and no-verify-ssl exclude each other")
+    sources = ("credentials_file", "passwd_file", "no_sign_request")
+    given = [name.replace("_", "-") for name in sources if getattr(config, name)]
+    if len(given) > 1:
+        raise OptionError(f"options {' and '.join(given)} exclude each other")

@@ -1,4 +1,4 @@
-"""Directories that only we may look into: made private, and refused when they are not."""
+"""Directories and files that only we may look into: made private, refused when they are not."""
 
 from __future__ import annotations
 
@@ -45,3 +45,16 @@ def refuse_shared(path: Path) -> None:
         raise MountError(f"{path} belongs to another user (uid {status.st_uid})", 2)
     if stat.S_IMODE(status.st_mode) & 0o022:
         raise MountError(f"{path} can be written to by others (try: chmod go-w {path})", 2)
+
+
+def why_not_private(path: Path) -> str | None:
+    """Say what lets others read, or write, the file *path*; None when nothing does.
+
+    Raises `OSError` when there is no such file.
+    """
+    status = path.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        return f"it belongs to another user (uid {status.st_uid})"
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        return f"others may read it (try: chmod 600 {path})"
+    return None

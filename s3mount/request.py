@@ -49,8 +49,7 @@ class Request:
         traceback: TracebackType | None,
     ) -> None:
         operation = self._operation
-        operation.count += 1
-        operation.seconds += time.perf_counter() - self._began
+        operation.took(time.perf_counter() - self._began)
         if self._scope is not None:
             self._callers.leave(self)
             self._scope.__exit__(kind, error, traceback)

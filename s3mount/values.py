@@ -26,6 +26,7 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.ASCII)
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|[smhd]?)", re.ASCII)
+_LONG_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+", re.ASCII)
 _WORDS = {"true": True, "yes": True, "on": True, "1": True} | {
     "false": False,
     "no": False,
@@ -62,6 +63,13 @@ class Source(NamedTuple):
     prefix: str
 
 
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    port: int
+
+
 def parse_flag(text: str) -> bool:
     """Read a yes or no; the bare name of an option means yes."""
     word = text.strip().lower()
@@ -80,11 +88,11 @@ def parse_size(text: str) -> int:
 
 
 def parse_duration(text: str) -> float:
-    """Read a time in seconds, such as ``90``, ``5m`` or ``200ms``."""
-    match = _DURATION.fullmatch(text.strip().lower())
-    if match is None:
+    """Read a time in seconds, such as ``90``, ``5m``, ``200ms`` or, as Go writes it, ``1h0m0s``."""
+    word = text.strip().lower()
+    if not (_DURATION.fullmatch(word) or _LONG_DURATION.fullmatch(word)):
         raise ValueError(text)
-    return float(match[1]) * _SECONDS[match[2]]
+    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(word))
 
 
 def parse_ttl(text: str) -> float:
@@ -165,6 +173,18 @@ def parse_url(text: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise ValueError("***")  # a password in an address would be seen by `ps`
     return text.strip().rstrip("/")
+
+
+def parse_address(text: str) -> Address:
+    """Read where to listen: ``HOST:PORT``, or only the port, on this machine's own address."""
+    host, _, port = text.strip().rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(text)
+    if not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise ValueError(text)
+    return Address(host or "127.0.0.1", int(port))
 
 
 def parse_addressing(text: str) -> bool | None:
@@ -253,6 +273,7 @@ ON_OFF = Kind("on|off", "on or off", parse_flag, bare="on")
 TEXT = Kind("NAME", "a name", parse_text)
 URL = Kind("URL", "an address such as https://host:9000, without a password", parse_url)
 ADDRESSING = Kind("auto|true|false", "auto, true or false", parse_addressing, bare="true")
+ADDRESS = Kind("[HOST:]PORT", "a port such as 9180, or 127.0.0.1:9180", parse_address)
 PATH = Kind("PATH", "a path", parse_path, text_only=True)
 USER = Kind("USER", "a user's name or number", parse_user)
 GROUP = Kind("GROUP", "a group's name or number", parse_group)

@@ -17,6 +17,7 @@ LAYERS = (
         "s3mount",
         "s3mount.errors",
         "s3mount.metrics",
+        "s3mount.exposition",
         "s3mount.memory",
         "s3mount.private",
         "s3mount.machine",
@@ -34,22 +35,47 @@ LAYERS = (
         "s3mount.config",
         "s3mount.control",
         "s3mount.controlclient",
+        "s3mount.diagnosis",
+        "s3mount.environment",
+        "s3mount.fstab",
         "s3mount.journaling",
         "s3mount.kernel",
         "s3mount.logs",
         "s3mount.mounts",
         "s3mount.notify",
         "s3mount.options",
+        "s3mount.page",
+        "s3mount.peers",
         "s3mount.values",
+        "s3mount.verdicts",
     ),
-    ("s3mount.ending",),
+    (
+        "s3mount.connecting",
+        "s3mount.ending",
+        "s3mount.machinecheck",
+        "s3mount.prices",
+        "s3mount.reloading",
+        "s3mount.reporting",
+        "s3mount.sampling",
+        "s3mount.service",
+        "s3mount.webpage",
+    ),
+    ("s3mount.storecheck", "s3mount.commands"),
     ("s3mount.daemon",),
     ("s3mount.demo",),
     ("s3mount.cli", "s3mount.__main__"),
 )
 
 # The S3 client is built in one place; everybody else knows the protocol in `s3mount.s3.store`.
-S3_USERS = ("s3mount.s3", "s3mount.daemon", "s3mount.cli")
+S3_USERS = (
+    "s3mount.s3",
+    "s3mount.connecting",
+    "s3mount.daemon",
+    "s3mount.reporting",
+    "s3mount.sampling",
+    "s3mount.storecheck",
+    "s3mount.cli",
+)
 
 DOORS: Mapping[str, tuple[str, ...]] = {
     "pyfuse3": (
@@ -57,12 +83,15 @@ DOORS: Mapping[str, tuple[str, ...]] = {
         "s3mount.request",
         "s3mount.kernel",
         "s3mount.ending",
+        "s3mount.commands",
         "s3mount.daemon",
     ),
     "boto3": ("s3mount.s3.session", "s3mount.demo"),
     "botocore": ("s3mount.s3.session", "s3mount.demo"),
     "awscrt": ("s3mount.s3.checksum",),
     "cachetools": ("s3mount.cache",),
+    "prometheus_client": ("s3mount.exposition",),
+    "rich": ("s3mount.cli.statusview",),
     "argparse": ("s3mount.cli", "s3mount.config"),
 }
 

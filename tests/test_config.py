@@ -12,11 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3mount import values
-from s3mount.cli.arguments import mount_parser, parse_arguments
+from s3mount import fstab, peers, values
+from s3mount.cli.arguments import mount_parser, parse_all, parse_arguments
 from s3mount.config import OPTIONS, SECTIONS, Config
+from s3mount.errors import MountError
 from s3mount.machine import usable_memory
-from s3mount.options import FLAG_WORDS, OPTION_OF_NAME, OptionError, split_mount_options
+from s3mount.options import (
+    FLAG_WORDS,
+    IGNORED,
+    OPTION_OF_NAME,
+    SILENTLY_IGNORED,
+    OptionError,
+    split_mount_options,
+)
 
 ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
@@ -269,7 +277,7 @@ def test_what_mount_passes_on_is_accepted():
         "rw,_netdev,nofail,noauto,user,defaults,x-systemd.automount,x-anything=1,X-mount.mkdir,"
         "comment=hi,fsname=s3,subtype=s3mount,default_permissions,noatime,noexec,sync",
     )
-    assert config.mount_flags == {"nosuid", "nodev", "noatime", "noexec", "sync"}
+    assert config.mount_flags == {"_netdev", "nosuid", "nodev", "noatime", "noexec", "sync"}
 
 
 def test_mount_flags_take_each_other_back():
@@ -344,7 +352,7 @@ def test_a_complaint_names_its_option(name, text):
         (["--ro=false"], ["--ro takes no value", "-o ro=false"]),
         (["-o", "exclusive_create=never"], ["exclusive-create", "one of open, close"]),
         (["-o", "connections=0"], ["connections", "1 to 1024"]),
-        (["-o", "remount,ro"], ["remount", "unmount it"]),
+        (["-o", "remount,ro"], ["remount", "mount(8)"]),
         (["-o", "endpoint_url=host:9000"], ["endpoint-url", "https://host:9000"]),
         (["-o", "nosuid=false"], ["nosuid", "opposite"]),
         (["-o", "soft=false"], ["soft", "write hard"]),
@@ -437,3 +445,167 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path, text, word):
     message = refusal("--config", str(tmp_path / "x.toml"))
     assert str(tmp_path / "x.toml") in message
     assert word in message
+
+
+# -- lines of other programs -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        (
+            "_netdev,allow_other,use_path_request_style,url=https://host:9000,endpoint=eu-west-1,"
+            "passwd_file=/etc/keys,use_cache=/c,umask=0022,mp_umask=0022,multipart_size=64,"
+            "parallel_count=20,dbglevel=warn,ensure_diskfree=500,stat_cache_expire=900",
+            {
+                "allow_other": True,
+                "path_style": True,
+                "endpoint_url": "https://host:9000",
+                "region": "eu-west-1",
+                "passwd_file": Path("/etc/keys"),
+                "cache": Path("/c"),
+                "umask": 0o022,
+                "part_size": 64 * MIB,
+                "log_level": "warning",
+                "min_free_space": 500 * MIB,
+                "metadata_ttl": 900,
+            },
+        ),
+        (
+            "--file-mode=0666,--endpoint=http://host,--uid=7,--stat-cache-ttl=1m0s,--cheap",
+            {
+                "file_mode": 0o666,
+                "endpoint_url": "http://host",
+                "region": None,
+                "uid": 7,
+                "metadata_ttl": 60,
+            },
+        ),
+        (
+            "rw,args2env,dir_cache_time=1h30m,vfs_cache_max_size=2G,s3_chunk_size=16384,"
+            "cache_dir=/c,vfs_cache_max_age=1h",
+            {"metadata_ttl": 5400, "max_cache_size": 2 << 30, "part_size": 16 * MIB},
+        ),
+        (
+            "force-path-style,read-only,max-threads=16,allow-delete,no-sign-request",
+            {"path_style": True, "ro": True, "no_sign_request": True},
+        ),
+    ],
+    ids=["s3fs", "goofys", "rclone", "mountpoint-s3"],
+)
+def test_the_options_of_other_programs_are_understood(options, values):
+    config, warnings = parse_arguments(["bucket", "/mnt", "-o", options])
+    assert {name: getattr(config, name) for name in values} == values
+    assert len(warnings) == 1
+    assert "tune other programs" in warnings[0]
+
+
+def test_other_programs_units_count_on_the_command_line_too():
+    config = configure("--endpoint", "http://host", "--multipart-size=64", "--ensure-diskfree=2G")
+    assert (config.endpoint_url, config.part_size) == ("http://host", 64 * MIB)
+    assert config.min_free_space == 2 << 30
+
+
+def test_names_of_other_programs_mean_one_thing_here():
+    names = {alias.partition("=")[0] for o in OPTIONS for alias in (o.name, *o.aliases)}
+    groups = [set(peers.TRANSLATED), set(peers.WITHOUT_MEANING), set(peers.REFUSED)]
+    groups += [set(FLAG_WORDS), SILENTLY_IGNORED, set(IGNORED), names]
+    together = [name for group in groups for name in group]
+    assert len(together) == len(set(together))
+
+
+def test_what_would_be_a_broken_promise_is_refused():
+    assert "does not do this" in refusal("-o", "use_sse")
+    assert "does not do this" in refusal("-o", "storage_class=STANDARD_IA")
+    line = refusal("-o", "secret_access_key=hunter22")
+    assert "seen by everybody" in line
+    assert "hunter22" not in line
+
+
+def test_a_sloppy_mount_ignores_what_does_not_exist():
+    config, warnings = parse_arguments(["bucket", "/mnt", "-o", "nonsense=1,ro,sloppy"])
+    assert config.ro
+    assert warnings == ["option nonsense is ignored: there is none of this name"]
+
+
+# -- variables and secrets ---------------------------------------------------------------------
+
+
+def test_variables_are_for_the_daemon_and_keep_their_case():
+    config = configure("-o", "env.AWS_CONFIG_FILE=/x,env.http_proxy=http://host:1")
+    assert config.environment == {"AWS_CONFIG_FILE": "/x", "http_proxy": "http://host:1"}
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "env.AWS_SECRET_ACCESS_KEY=hunter22",
+        "env.AWS_SESSION_TOKEN=hunter22",
+        "env.HTTPS_PROXY=http://me:hunter22@host",
+        "env.A-B=hunter22",
+        "env.=hunter22",
+    ],
+)
+def test_a_variable_that_others_could_read_is_no_secret(word):
+    assert "hunter22" not in refusal("-o", word)
+
+
+def test_secret_variables_belong_into_a_private_file(tmp_path):
+    file = tmp_path / "o.toml"
+    file.write_text('[env]\nAWS_SECRET_ACCESS_KEY = "hunter22"\n')
+    file.chmod(0o600)
+    config = configure("--config", str(file))
+    assert config.environment == {"AWS_SECRET_ACCESS_KEY": "hunter22"}
+    assert "hunter22" not in repr(config)
+    file.chmod(0o640)
+    assert "hunter22" not in refusal("--config", str(file))
+
+
+# -- fstab -------------------------------------------------------------------------------------
+
+
+def fstab_line(*arguments: str, environment=None) -> str:
+    parsed = parse_all(["bucket/a b", "/mnt/a b", *arguments])
+    return fstab.line_of(parsed.config, parsed.items, environment or {})
+
+
+def test_a_line_of_fstab_mounts_the_same_again():
+    line = fstab_line(
+        "--uid=7", "-o", 'noatime,cache=./c,fsname="x,y"', "-d", "--update-fstab",
+        environment={"AWS_PROFILE": "work", "AWS_DEFAULT_REGION": "r"},
+    )  # fmt: skip
+    source, mountpoint, kind, options, *rest = line.split()
+    assert (source, mountpoint, kind) == (r"bucket/a\040b", r"/mnt/a\040b", "fuse.s3mount")
+    assert rest == ["0", "0"]
+    assert options == (
+        f'_netdev,nofail,uid=7,noatime,cache={Path.cwd()}/c,fsname="x,y",profile=work,region=r'
+    )
+    again = configure("-o", options)
+    assert (again.uid, again.fsname, again.profile) == (7, "x,y", "work")
+
+
+def test_what_fstab_cannot_hold_is_refused():
+    with pytest.raises(OptionError, match="no place for quotes"):
+        fstab_line("--fsname", 'a"b')
+
+
+def test_only_the_line_of_the_mount_point_changes(tmp_path):
+    table = tmp_path / "fstab"
+    table.write_text("# /mnt/x fuse.s3mount\n\nUUID=1 / ext4 x 0 1\nold /mnt/x/ s3mount a 0 0")
+    table.chmod(0o640)
+    fstab.put_line("new", Path("/mnt/x"), table)
+    text = "# /mnt/x fuse.s3mount\n\nUUID=1 / ext4 x 0 1\nnew\n"
+    assert table.read_text() == text
+    assert table.stat().st_mode & 0o777 == 0o640
+    fstab.put_line("more", Path("/mnt/y"), table)
+    assert table.read_text() == text + "more\n"
+    with pytest.raises(MountError, match="of type ext4") as caught:
+        fstab.put_line("new", Path("/"), table)
+    assert caught.value.exit_code == 16
+    assert list(tmp_path.iterdir()) == [table]
+
+
+def test_a_table_that_cannot_be_written_is_an_error(tmp_path):
+    with pytest.raises(MountError, match="No such file") as caught:
+        fstab.put_line("new", Path("/mnt"), tmp_path / "missing" / "fstab")
+    assert caught.value.exit_code == 16

@@ -117,7 +117,7 @@ async def test_the_client_knows_the_process_that_serves(path):
 
 async def test_a_daemon_says_whose_it_is(tmp_path, nursery):
     path = tmp_path / "other.sock"
-    handlers = {"hello": control.hello(tmp_path, "bucket/prefix")}
+    handlers = {"hello": control.hello(tmp_path, "bucket/prefix", read_only=True)}
     await nursery.start(control.serve, path, handlers)
     answer = await ask(path, "hello")
     assert answer["mountpoint"] == str(tmp_path)

@@ -269,3 +269,65 @@ async def test_credentials_that_are_gone_are_missed(environment: Path):
     (environment / "credentials").unlink()
     with pytest.raises(NoCredentials):
         await source.refresh(source.current())
+
+
+def key_file(path: Path, text: str, mode: int = 0o600) -> Path:
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_a_key_file_of_s3fs_comes_before_everything(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENVIRONMENT")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    keys = key_file(tmp_path / "keys", "# mine\nother:AK1:SK1\nAK2:SK2\nbucket:AK3:SK3\n")
+    assert pair(found(passwd_file=keys)) == Credentials("AK3", "SK3")
+    assert pair(found("another", passwd_file=keys)) == Credentials("AK2", "SK2")
+    assert found(passwd_file=keys).settings.credential_source == f"file {keys}"
+
+
+def test_the_usual_key_file_of_s3fs_is_found_when_nothing_else_is(tmp_path, environment):
+    assert pair(found()).access_key == "AKIDDEFAULT"
+    (environment / "credentials").unlink()
+    with pytest.raises(MountError, match="no credentials"):
+        found()
+    key_file(tmp_path / ".passwd-s3fs", "AK:SK")
+    assert pair(found()) == Credentials("AK", "SK")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no keys for the bucket"),
+        ("other:AK:hunter22", "no keys for the bucket"),
+        ("AK:x\nhunter22", "line 2: not KEY:SECRET"),
+        ("a:b:c:hunter22", "line 1"),
+    ],
+)
+def test_a_key_file_that_is_wrong_is_told_without_what_is_in_it(tmp_path, text, words):
+    with pytest.raises(MountError, match=words) as caught:
+        found(passwd_file=key_file(tmp_path / "keys", text))
+    assert caught.value.exit_code == 1
+    assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["passwd_file", "credentials_file"])
+def test_a_file_of_secrets_that_others_can_read_is_refused(tmp_path, option):
+    with pytest.raises(MountError, match="chmod 600"):
+        found(**{option: key_file(tmp_path / "keys", "AK:SK", 0o640)})
+    with pytest.raises(MountError, match="No such file"):
+        found(**{option: tmp_path / "missing"})
+
+
+def test_a_credentials_file_comes_before_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDENVIRONMENT")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    file = key_file(
+        tmp_path / "aws",
+        "[default]\naws_access_key_id = AKID1\naws_secret_access_key = 1\n"
+        "[two]\naws_access_key_id = AKID2\naws_secret_access_key = 2\n",
+    )
+    assert pair(found(credentials_file=file)).access_key == "AKID1"
+    assert pair(found(credentials_file=file, profile="two")).access_key == "AKID2"
+    with pytest.raises(MountError, match="known profiles: "):
+        found(credentials_file=file, profile="three")

@@ -87,10 +87,14 @@ class BlockCache:
         self._fetching_pieces: dict[BlockId, trio.Event] = {}
         self._arena = Arena(BLOCK_SIZE)
         self.fetched_bytes = 0
-        self.read_bytes = 0
         budget.reclaim_with(self._reclaim)
 
     # -- what readers ask ------------------------------------------------------------------
+
+    @property
+    def held_bytes(self) -> int:
+        """The bytes of all blocks and pieces in memory, about."""
+        return len(self._blocks) * BLOCK_SIZE + len(self._pieces) * PIECE_SIZE
 
     def has(self, version: ObjectVersion, index: int) -> bool:
         """Whether block *index* is here or on its way."""

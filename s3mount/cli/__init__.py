@@ -1,34 +1,51 @@
-"""The command line: one module a command."""
+"""The command line: one module a command.
+
+A helper of mount(8) and umount(8) is a command of that name.
+"""
 
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from s3mount import __version__
 from s3mount.errors import MountError
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 1, 4, 8
 
-# A bucket with one of these names is mounted as s3://NAME.
+# A bucket with one of these names is mounted as s3://NAME.  MODULE or MODULE:FUNCTION.
 COMMANDS: Mapping[str, str] = {
     "demo": "s3mount.cli.demo",
+    "doctor": "s3mount.cli.doctor",
+    "install-helpers": "s3mount.cli.helpers",
     "recover": "s3mount.cli.recover",
+    "remove-helpers": "s3mount.cli.helpers:remove",
+    "status": "s3mount.cli.status",
     "sync": "s3mount.cli.sync",
     "umount": "s3mount.cli.umount",
+    "url": "s3mount.cli.url",
+    "warmup": "s3mount.cli.warmup",
+}
+HELPERS: Mapping[str, str] = {
+    "mount.s3mount": "s3mount.cli.mounthelper",
+    "mount.fuse.s3mount": "s3mount.cli.mounthelper",
+    "umount.s3mount": "s3mount.cli.umounthelper",
+    "umount.fuse.s3mount": "s3mount.cli.umounthelper",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code; failures become one line on standard error."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(_command_line() if argv is None else argv)
+    program = arguments[0] if arguments and arguments[0] in HELPERS else "s3mount"
     try:
         return _run(arguments)
     except MountError as error:
-        print(f"s3mount: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("s3mount: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has enough of it; nothing may be written there at exit.
@@ -38,6 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report_bug(error, arguments)
 
 
+def _command_line() -> list[str]:
+    """The arguments; a helper may also be a link to us."""
+    name = Path(sys.argv[0]).name
+    return [name, *sys.argv[1:]] if name in HELPERS else sys.argv[1:]
+
+
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
@@ -45,12 +68,12 @@ def _run(arguments: list[str]) -> int:
         print(f"s3mount {__version__}")
         return 0
     name = arguments[0] if arguments else ""
-    command: Callable[[Sequence[str]], int]
-    if name in COMMANDS:
-        # Imported here, so that no command pays for the others' imports.
-        command, arguments = import_module(COMMANDS[name]).main, arguments[1:]
-    else:
-        command = import_module("s3mount.cli.mount").main
+    place = COMMANDS.get(name) or HELPERS.get(name)
+    if place is not None:
+        arguments = arguments[1:]
+    module, _, function = (place or "s3mount.cli.mount").partition(":")
+    # Imported here, so that no command pays for the others' imports.
+    command: Callable[[Sequence[str]], int] = getattr(import_module(module), function or "main")
     return command(arguments)
 
 

@@ -2,14 +2,16 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
-from s3mount import __version__
+from s3mount import __version__, peers
 from s3mount.config import OPTIONS, SECTIONS, Config, Option
 from s3mount.options import (
     FLAG_WORDS,
     POSITIONAL,
     Choices,
+    Item,
     OptionError,
     mount_options,
     normal_name,
@@ -18,10 +20,15 @@ from s3mount.options import (
 USAGE = """\
 s3mount BUCKET[/PREFIX] MOUNTPOINT [options]
        s3mount umount MOUNTPOINT
+       s3mount status [--watch] [MOUNTPOINT...]
        s3mount sync [PATH]
        s3mount recover [BUCKET]
+       s3mount doctor [BUCKET [options]]
+       s3mount warmup PATH...
+       s3mount url PATH
+       s3mount install-helpers | remove-helpers
        s3mount demo
-       s3mount help [umount|sync|recover|demo]"""
+       s3mount help [COMMAND]"""
 
 DESCRIPTION = """\
 Mounts an S3 bucket as a directory.  The command returns when the mount answers;
@@ -36,12 +43,15 @@ Values:
   turned off again with -o NAME=false.
 
 Credentials are found as the AWS tools find them: environment, ~/.aws, SSO,
-web identity, instance metadata.  They are never given on the command line.
+web identity, instance metadata; or in a file that credentials-file or
+passwd-file names.  They are never given on the command line.  For mounts of
+fstab and systemd, -o env.NAME=VALUE sets a variable that is not secret.
 
 Exit codes, as those of mount(8):
   0  mounted (or unmounted)       4  a bug in s3mount
   1  wrong usage or no permission 8  interrupted
-  2  the system failed           32  the mount (or the unmount) failed
+  2  the system failed           16  mounted, but fstab could not be written
+                                 32  the mount (or the unmount) failed
 
 Examples:
   s3mount my-bucket /mnt/data
@@ -53,11 +63,26 @@ Examples:
 """
 
 
-def parse_arguments(arguments: Sequence[str]) -> tuple[Config, list[str]]:
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a command line asks for: `items` are the options as they were given."""
+
+    config: Config
+    warnings: Sequence[str]
+    items: Sequence[Item]
+
+
+def parse_arguments(arguments: Sequence[str]) -> tuple[Config, Sequence[str]]:
     """Return what the command line asks for, and what there is to warn about.
 
     Raises `OptionError` for what cannot be understood, and `SystemExit` after ``--help``.
     """
+    parsed = parse_all(arguments)
+    return parsed.config, parsed.warnings
+
+
+def parse_all(arguments: Sequence[str]) -> Parsed:
+    """As `parse_arguments`, with the options that were given."""
     found = argparse.Namespace(items=[])
     # Intermixed, because mount(8) puts options behind the arguments, and people anywhere.
     parsed, unknown = mount_parser().parse_known_intermixed_args(_spelled(arguments), found)
@@ -68,7 +93,8 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Config, list[str]]:
         raise OptionError(f"one argument too many: {parsed.positional[len(POSITIONAL)]}")
     choices = Choices()
     choices.choose_all([*zip(POSITIONAL, parsed.positional, strict=False), *parsed.items])
-    return choices.config(), choices.warnings
+    config = choices.config()
+    return Parsed(config, choices.warnings, parsed.items)
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,7 +149,11 @@ def mount_parser() -> argparse.ArgumentParser:
             if option.section == section:
                 _add(group, option)
     for word in FLAG_WORDS:
+        if word.startswith("-"):
+            continue  # _netdev is a word of fstab only
         parser.add_argument(f"--{word}", action=_Collect, nargs=0, help=argparse.SUPPRESS)
+    for name in peers.TRANSLATED:
+        parser.add_argument(f"--{name}", action=_Collect, help=argparse.SUPPRESS)
     return parser
 
 

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from s3mount import controlclient, notify
-from s3mount.cli.arguments import parse_arguments
+from s3mount import controlclient, fstab, notify
+from s3mount.cli.arguments import Parsed, parse_all
 from s3mount.config import Config
 from s3mount.errors import MountError
-from s3mount.mounts import FILE_SYSTEM_TYPE, Mount, detach, detach_command, find_mount, is_dead
+from s3mount.mounts import FILE_SYSTEM_TYPE, Mount, detach, find_mount, is_dead
+from s3mount.options import OptionError
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +30,37 @@ FUSE_CONFIGURATION = Path("/etc/fuse.conf")
 
 def main(arguments: Sequence[str]) -> int:
     """Mount.  Returns the exit code when the mount answers, or with ``-f`` when it has ended."""
-    config, warnings = parse_arguments(arguments)
     background = os.environ.pop(BACKGROUND, None) is not None
+    parsed = parse_all(arguments)
+    config = parsed.config
+    if config.update_fstab and config.foreground and not background:
+        raise OptionError("options update-fstab and foreground exclude each other")
     _check_mountpoint(config)
     _check_access(config)
     if config.foreground or background:
-        return _serve(config, warnings, background=background)
-    return _start(arguments, config)
+        return _serve(arguments, parsed, background=background)
+    line = _fstab_line(parsed) if config.update_fstab else ""
+    code = _start(arguments, config)
+    if line and code == 0:
+        fstab.put_line(line, config.mountpoint, fstab.fstab_path())
+        print(f"s3mount: {fstab.fstab_path()} has it now: {line}")
+    return code
 
 
-def _serve(config: Config, warnings: Sequence[str], *, background: bool) -> int:
+def _fstab_line(parsed: Parsed) -> str:
+    """Return the line for fstab, and say what it will lack."""
+    if fstab.lacks_credentials(parsed.config, os.environ):
+        print(
+            "s3mount: the keys in this environment will be missing when fstab mounts: "
+            "name a profile, a credentials-file or a passwd-file",
+            file=sys.stderr,
+        )
+    return fstab.line_of(parsed.config, parsed.items, os.environ)
+
+
+def _serve(arguments: Sequence[str], parsed: Parsed, *, background: bool) -> int:
     """Be the daemon."""
+    config = parsed.config
     # Imported here, because the command that only starts a daemon must be quick.
     from s3mount import logs
 
@@ -50,17 +71,19 @@ def _serve(config: Config, warnings: Sequence[str], *, background: bool) -> int:
         )
     except OSError as error:
         raise MountError(f"option log-file: {config.log_file}: {error.strerror}", 1) from error
-    for warning in warnings:
+    for warning in parsed.warnings:
         log.warning("%s", warning)
+    os.environ.update(config.environment)
     os.chdir("/")  # All paths are absolute by now, and no directory is kept busy.
     from s3mount.daemon import run
 
-    return run(config)
+    return run(config, lambda: parse_all(arguments).config, background=background)
 
 
 def _check_mountpoint(config: Config) -> None:
-    """Refuse a directory that cannot be mounted on."""
+    """Refuse a directory that cannot be mounted on; what a dead daemon left is cleared away."""
     path = config.mountpoint
+    _clear_dead(path)
     nonempty = "nonempty" in config.mount_flags
     if (mount := find_mount(path)) is not None and (mount.type == FILE_SYSTEM_TYPE or not nonempty):
         raise MountError(_why_mounted(mount))
@@ -77,18 +100,29 @@ def _check_mountpoint(config: Config) -> None:
         raise MountError(f"{path}: {reason}") from error
 
 
+def _clear_dead(path: Path) -> None:
+    """Take a mount away whose daemon has died ("Transport endpoint is not connected")."""
+    mount = find_mount(path)
+    if mount is None or mount.type != FILE_SYSTEM_TYPE or _is_served(mount) or not is_dead(path):
+        return
+    try:
+        detach(mount, lazy=True)
+    except OSError as error:
+        command = shlex.join(["sudo", "umount", "-l", os.fspath(path)])
+        raise MountError(
+            f"{path} is left over from a daemon that has died: `{command}` clears it"
+        ) from error
+    print(f"s3mount: cleared {path}, left over from a daemon that has died", file=sys.stderr)
+
+
 def _why_mounted(mount: Mount) -> str:
-    """Say what is mounted there, and how to get rid of it if its daemon has died."""
-    path = mount.mountpoint
+    """Say what is mounted there."""
     if mount.type != FILE_SYSTEM_TYPE:
-        return f"something of type {mount.type} is mounted on {path} (-o nonempty mounts over it)"
-    if not _is_served(mount) and is_dead(path):
-        try:
-            command = shlex.join(detach_command(path, lazy=True, owner=mount.owner))
-        except PermissionError:
-            command = shlex.join(["sudo", "umount", "-l", os.fspath(path)])
-        return f"{path} is left over from a daemon that has died: `{command}` clears it"
-    return f"{mount.source} is already mounted on {path}"
+        return (
+            f"something of type {mount.type} is mounted on {mount.mountpoint} "
+            "(-o nonempty mounts over it)"
+        )
+    return f"{mount.source} is already mounted on {mount.mountpoint}"
 
 
 def _is_served(mount: Mount) -> bool:
@@ -128,6 +162,9 @@ def _start(arguments: Sequence[str], config: Config) -> int:
         except BaseException:
             _give_up(process, config.mountpoint)
             raise
+        finally:
+            assert process.stderr is not None
+            process.stderr.close()
 
 
 def _spawn(arguments: Sequence[str], address: str) -> subprocess.Popen[bytes]:

@@ -116,6 +116,11 @@ class FileBytes(ABC):
         return self._staged.extents.total if self._staged is not None else 0
 
     @property
+    def sent_bytes(self) -> int:
+        """How many of them the store has already, as parts of an upload."""
+        return self._upload.sent_bytes if self._upload is not None else 0
+
+    @property
     def may_wait(self) -> bool:
         """Whether a write might have to wait: for a save, or for parts to leave."""
         staged = self._staged

@@ -97,6 +97,7 @@ class Statistics:
     """What the client has done since it was made: plain counters."""
 
     requests: dict[str, int] = field(default_factory=dict)
+    retried: dict[str, int] = field(default_factory=dict)
     retries: int = 0
     failures: int = 0
     bytes_sent: int = 0
@@ -146,6 +147,16 @@ class Calls:
     def settings(self) -> EndpointSettings:
         """The endpoint, as redirects have corrected it."""
         return self._route.settings
+
+    @property
+    def credential_source(self) -> CredentialSource | None:
+        """Who knows the credentials; None when there are none."""
+        return self._credentials
+
+    @property
+    def moved(self) -> float:
+        """When bytes moved last on any connection, by the clock of trio."""
+        return self._pulse.last
 
     def within(self, timeout: float) -> "Calls":
         """The same connections, credentials and counters, with another time limit."""
@@ -297,6 +308,10 @@ class Calls:
         statistics.bytes_sent += connection.sent
         statistics.bytes_received += connection.received
 
+    def _count_retry(self, kind: str) -> None:
+        self.statistics.retries += 1
+        self.statistics.retried[kind] = self.statistics.retried.get(kind, 0) + 1
+
     def _render(self, request: Request, credentials: Credentials | None, asks: bool) -> bytes:
         """Write the head of a request, signed as of now."""
         method, query = request.method, request.query
@@ -322,7 +337,7 @@ class Calls:
         if final or not await operation.back_off(self._budget, 0.0):
             raise Unavailable(f"{request.what}: {error}") from error
         log.debug("%s: %s; trying again", request.what, error)
-        self.statistics.retries += 1
+        self._count_retry(request.kind)
 
     async def _after_refusal(self, operation: Operation, request: Request, answer: Answer) -> None:
         """Repair what can be repaired, or pause before another attempt, or raise the error."""
@@ -339,7 +354,7 @@ class Calls:
             if not refusal.transient or not await operation.back_off(self._budget, wait):
                 raise refusal.error(request.what)
         log.debug("%s; trying again", refusal.error(request.what))
-        self.statistics.retries += 1
+        self._count_retry(request.kind)
 
     async def _repair(self, operation: Operation, refusal: Refusal, answer: Answer) -> bool:
         """Whether the reason of a refusal is gone now, so that it can be tried again at once."""

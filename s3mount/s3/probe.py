@@ -35,7 +35,8 @@ _LISTED_HEADERS = {
 }
 
 _T = TypeVar("_T")
-_WEAKNESSES = {
+# What a store without a capability does, and what that means.
+WEAKNESSES = {
     "conditional_put": "ignores conditions of a write: two hosts that create one file both succeed",
     "conditional_complete": "ignores conditions when a large file is completed: the last one wins",
     "conditional_delete": "ignores conditions of a deletion",
@@ -102,9 +103,9 @@ class _Probe:
     def capabilities(self, assumed: Capabilities) -> Capabilities:
         """What was found, and what is assumed where nothing was."""
         weak = [
-            f"the store {_WEAKNESSES[name]}"
+            f"the store {WEAKNESSES[name]}"
             for name, good in self._found.items()
-            if not good and name in _WEAKNESSES
+            if not good and name in WEAKNESSES
         ]
         checksum = self._client.capabilities.checksum
         if checksum is None:

@@ -91,6 +91,16 @@ class BucketReader:
         return self._calls.statistics
 
     @property
+    def credential_source(self) -> CredentialSource | None:
+        """Who knows the credentials; None when there are none."""
+        return self._calls.credential_source
+
+    @property
+    def moved(self) -> float:
+        """When bytes moved last on any connection, by the clock of trio."""
+        return self._calls.moved
+
+    @property
     def settings(self) -> EndpointSettings:
         """The endpoint, as redirects have corrected it."""
         return self._calls.settings

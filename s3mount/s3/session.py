@@ -5,17 +5,20 @@ takes 0.3 s.  They block, so whatever may wait for a network runs in a thread.
 """
 
 import contextlib
+import datetime
 import ipaddress
 import os
 import pwd
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import trio
 
 from s3mount.errors import MountError, NoCredentials
+from s3mount.s3 import passwd
 from s3mount.s3.endpoint import Credentials, EndpointSettings
 
 _PROBE_KEY = "k"
@@ -44,6 +47,11 @@ class SessionCredentials:
                 return None
             self._look_again = trio.current_time() + _LOOK_SECONDS
         return self._known
+
+    def expires(self) -> float | None:
+        """When the credentials end, in seconds since 1970, if they do and say so."""
+        moment = getattr(self._source, "_expiry_time", None)
+        return moment.timestamp() if isinstance(moment, datetime.datetime) else None
 
     def _is_due(self) -> bool:
         # Only some credentials of botocore have an end, and know it.
@@ -107,8 +115,13 @@ def resolve(
     ca_bundle: str | None,
     verify_ssl: bool,
     insecure_http: bool,
+    credentials_file: Path | None = None,
+    passwd_file: Path | None = None,
 ) -> Resolved:
     """Find endpoint, region and credentials for *bucket* the way AWS tools do.
+
+    A *credentials_file* takes the place of ``~/.aws/credentials`` and of what the environment
+    says; a *passwd_file* is one of s3fs, and takes the place of everything.
 
     Blocks, perhaps for seconds (metadata service, SSO).  Raises `MountError`.  *path_style*
     None means: virtual hosts on AWS, paths elsewhere.
@@ -117,7 +130,7 @@ def resolve(
 
     _repair_home()
     try:
-        session = _session(profile, region)
+        session = _session(profile, region, credentials_file)
         settings = _settings(session, bucket, endpoint_url, path_style)
         settings = replace(
             settings,
@@ -126,7 +139,7 @@ def resolve(
         )
         if no_sign_request:
             return Resolved(settings=replace(settings, credential_source="none"), credentials=None)
-        found = session.get_credentials()
+        found = _credentials(session, bucket, passwd_file)
         if found is None:
             raise MountError(f"no credentials were found: {_HOW_TO_SIGN_IN}", 1)
         first = _frozen(found)
@@ -141,7 +154,7 @@ def resolve(
     _refuse_plain_text(settings, insecure_http)
 
     def load() -> Any:
-        return _session(profile, region).get_credentials()
+        return _credentials(_session(profile, region, credentials_file), bucket, passwd_file)
 
     settings = replace(settings, credential_source=str(found.method or "unknown"))
     return Resolved(settings=settings, credentials=SessionCredentials(load, first, found))
@@ -154,10 +167,30 @@ def _repair_home() -> None:
             os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
 
 
-def _session(profile: str | None, region: str | None) -> Any:
+def _credentials(session: Any, bucket: str, passwd_file: Path | None) -> Any:
+    """The credentials of botocore for *bucket*, or None."""
+    if passwd_file is None:
+        found = session.get_credentials()
+        # An fstab line of s3fs names no file when it lies in a usual place.
+        passwd_file = None if found is not None else passwd.usual_file()
+        if passwd_file is None:
+            return found
+    from botocore.credentials import Credentials as BotocoreCredentials
+
+    keys = passwd.read_keys(passwd_file, bucket)
+    return BotocoreCredentials(keys.access_key, keys.secret_key, method=f"file {passwd_file}")
+
+
+def _session(profile: str | None, region: str | None, credentials_file: Path | None) -> Any:
     import botocore.session
 
+    if credentials_file is not None:
+        passwd.check_private(credentials_file)
+        # A profile that is named outright comes before the keys of the environment.
+        profile = profile or os.environ.get("AWS_PROFILE") or "default"
     session = botocore.session.Session(profile=profile or None)
+    if credentials_file is not None:
+        session.set_config_variable("credentials_file", str(credentials_file))
     # botocore itself ignores AWS_REGION, which every other SDK honours.
     chosen = region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
     session.set_config_variable("region", chosen or "us-east-1")
@@ -215,7 +248,7 @@ def _is_aws(url: str) -> bool:
 
 
 def _refuse_plain_text(settings: EndpointSettings, insecure_http: bool) -> None:
-    if settings.secure or insecure_http or _is_loopback(settings.host):
+    if settings.secure or insecure_http or is_loopback(settings.host):
         return
     raise MountError(
         f"{settings.url}: signed requests and data would cross the network unencrypted; "
@@ -224,7 +257,8 @@ def _refuse_plain_text(settings: EndpointSettings, insecure_http: bool) -> None:
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether what is said to *host* stays on this machine."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

@@ -72,6 +72,7 @@ class Upload:
         # A part number must not be sent twice at once: the elder could arrive last.
         self._stale: set[ByteRange] = set()
         self._under_way = 0
+        self._late_bytes = 0
         self._quiet = trio.lowlevel.ParkingLot()
 
     @property
@@ -83,6 +84,12 @@ class Upload:
     def waiting(self) -> int:
         """How many early parts are under way or queued."""
         return self._under_way
+
+    @property
+    def sent_bytes(self) -> int:
+        """How many bytes the store has of this upload, not counting what it copied itself."""
+        early = (cell for cell, part in self._early.items() if part is not None)
+        return sum(cell.stop - cell.start for cell in early) + self._late_bytes
 
     def has(self, cell: ByteRange) -> bool:
         """Whether *cell* has left, or is leaving, or must wait for `finish`."""
@@ -234,7 +241,10 @@ class Upload:
 
         async def run(position: int) -> None:
             try:
-                done[position] = await self._run(parts[position], numbers[position], body, source)
+                part = parts[position]
+                done[position] = await self._run(part, numbers[position], body, source)
+                if not part.copied:
+                    self._late_bytes += part.range.stop - part.range.start
             except (StoreError, PosixError, OSError) as error:
                 errors.append(error)
                 nursery.cancel_scope.cancel()

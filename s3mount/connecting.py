@@ -1,0 +1,95 @@
+"""From the options of a mount to a client that has found its bucket and what the store can do."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import trio
+
+from s3mount.config import Config
+from s3mount.errors import MountError, StoreError, WrongRegion
+from s3mount.s3 import session
+from s3mount.s3.client import S3Client
+from s3mount.s3.probe import probe
+from s3mount.s3.store import Capabilities
+from s3mount.verdicts import recall
+
+log = logging.getLogger(__name__)
+
+
+async def connect(config: Config, source: str) -> S3Client:
+    """Return a client for the bucket that knows what its store can do; *source* names it.
+
+    Raises `MountError` when the bucket cannot be used.
+    """
+    client = await client_for(config)
+    try:
+        await _check(client, source, config)
+    except BaseException:
+        await client.aclose()
+        raise
+    return client
+
+
+async def client_for(config: Config) -> S3Client:
+    """Return a client that has asked the store nothing yet.
+
+    Raises `MountError` when the options or the credentials are no good.
+    """
+    resolved = await trio.to_thread.run_sync(
+        lambda: session.resolve(
+            config.bucket,
+            endpoint_url=config.endpoint_url,
+            region=config.region,
+            profile=config.profile,
+            path_style=config.path_style,
+            no_sign_request=config.no_sign_request,
+            ca_bundle=str(config.ca_bundle) if config.ca_bundle else None,
+            verify_ssl=not config.no_verify_ssl,
+            insecure_http=config.insecure_http,
+            credentials_file=config.credentials_file,
+            passwd_file=config.passwd_file,
+        )
+    )
+    return S3Client(
+        resolved.settings,
+        resolved.credentials,
+        config.bucket,
+        config.prefix,
+        capabilities=Capabilities(),
+        timeout=math.inf if config.hard else config.timeout,
+        max_connections=config.connections,
+    )
+
+
+async def _check(client: S3Client, source: str, config: Config) -> None:
+    try:
+        await client.check_bucket()
+        if not config.ro:
+            known = recall(config.state_dir, client.settings.url, config.bucket)
+            client.adopt(known or await probe(client, ".s3mount/"))
+    except StoreError as error:
+        raise MountError(f"{source}: {error}{_hint(error)}") from error
+    _tell_weaknesses(source, client.capabilities)
+
+
+def _tell_weaknesses(source: str, found: Capabilities) -> None:
+    if not found.conditional_put:
+        log.warning(
+            "%s: the store has no conditional writes: of two hosts that change one file at "
+            "the same time, the last one wins unnoticed",
+            source,
+        )
+    if not found.copy_part:
+        log.warning(
+            "%s: the store cannot copy parts: a change in a large file uploads all of it",
+            source,
+        )
+
+
+def _hint(error: StoreError) -> str:
+    """What to do about a store that refuses a mount."""
+    if isinstance(error, WrongRegion) and error.region:
+        return f" (the bucket is in {error.region}: try --region {error.region})"
+    return ""

@@ -1,0 +1,197 @@
+"""``s3mount doctor`` is right about machines and about each of the servers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from s3mount import verdicts
+from s3mount.diagnosis import BAD, GOOD, WEAK
+from s3mount.machinecheck import check_machine
+from s3mount.s3.store import Capabilities
+from s3mount.storecheck import SUBJECTS
+from tests.faultproxy import FaultProxy
+from tests.faults import ACCESS_DENIED
+from tests.mounts import Bucket, Mounter
+from tests.servers import Server
+from tests.test_s3_probe import WEAK as LACKING
+
+# What there is to know of the servers beyond their capabilities.
+SORTED = {"weed": "not sorted by key", "rclone": "sorted by key"}
+SMALLEST_PART = {"rclone": "none"}
+DAMAGE = {"moto": "stored", "rclone": "stored"}
+REFUSED = {
+    "weed": "names with //, ., .. are not kept",
+    "minio": "names with //, ., .. are not kept",
+    "rclone": "names with //, ., .. are not kept",
+    "moto": "names with a newline are not kept",
+}
+
+
+def diagnose(mount: Mounter, bucket: Bucket, *options: str, code: int = 0, url: str = "") -> dict:
+    done = mount.run(
+        "doctor", "--json", bucket.name, "--endpoint-url", url or bucket.url, *options,
+        env=bucket.credentials.environment(), timeout=120,
+    )  # fmt: skip
+    assert done.returncode in (code, 32), done.stdout
+    found = json.loads(done.stdout)
+    if code == 0:
+        assert all(one["level"] != BAD for one in found["store"]), done.stdout
+    return {one["subject"]: one for one in found["store"]}
+
+
+def test_the_doctor_is_right_about_each_store(
+    mount: Mounter, any_server: Server, make_bucket, tmp_path: Path
+):
+    bucket, name = make_bucket(any_server), any_server.name
+    found = diagnose(mount, bucket, "--state-dir", str(tmp_path / "state"))
+    weak = {subject for subject, one in found.items() if one["level"] == WEAK}
+    expected = {SUBJECTS[capability][0] for capability in LACKING[name]}
+    if DAMAGE.get(name) == "stored":
+        expected.add("damaged bodies")
+    if name == "rclone":
+        expected.add("2 KB of metadata")
+    assert weak == expected
+    for subject in ("credentials", "name", "connection", "clock", "bucket", "checksums"):
+        assert found[subject]["level"] == GOOD
+    assert found["clock"]["found"] == "agrees with the store's"
+    assert found["listing order"]["found"] == SORTED.get(name, "sorted by key")
+    assert found["smallest part"]["found"] == SMALLEST_PART.get(name, "5 MiB, as on AWS")
+    assert found["damaged bodies"]["found"] == DAMAGE.get(name, "refused")
+    if name in REFUSED:
+        assert found["odd names"]["found"] == REFUSED[name]
+    left = any_server.client().list_objects_v2(Bucket=bucket.name).get("Contents", [])
+    assert left == []
+    uploads = any_server.client().list_multipart_uploads(Bucket=bucket.name).get("Uploads", [])
+    assert uploads == []
+
+
+def test_mounts_use_what_the_doctor_has_found(mount: Mounter, bucket: Bucket, tmp_path: Path):
+    state = ("--state-dir", str(tmp_path / "state"))
+
+    def trials() -> int:
+        mounted = mount(bucket, *state)
+        done = mount.run("status", "--json", str(mounted.path))
+        mounted.umount()
+        (found,) = json.loads(done.stdout)["mounts"]
+        assert any("directories" in note for note in found["notes"])
+        return found["requests"]["requests"].get("PutObject", 0)
+
+    assert trials() > 5
+    diagnose(mount, bucket, *state)
+    assert trials() == 0
+    (kept,) = (tmp_path / "state" / verdicts.FOLDER).iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    kept.write_text("damaged")
+    assert trials() > 5
+
+
+def test_what_is_only_assumed_is_not_kept(mount: Mounter, bucket: Bucket, weed, tmp_path: Path):
+    state = tmp_path / "state"
+    with FaultProxy(weed.url) as proxy:
+        for method in ("PUT", "POST", "DELETE"):
+            proxy.inject(ACCESS_DENIED, method=method)
+        found = diagnose(mount, bucket, "--state-dir", str(state), url=proxy.url)
+    assert "writing was not possible" in found["trials"]["found"]
+    assert not (state / verdicts.FOLDER).exists()
+
+
+def test_a_verdict_is_for_one_store_one_day_and_one_version(tmp_path: Path):
+    found = Capabilities(copy_part=False, notes=("a note",))
+    verdicts.remember(tmp_path, "http://a", "b", found)
+    assert verdicts.recall(tmp_path, "http://a", "b") == found
+    assert verdicts.recall(tmp_path, "http://a", "c") is None
+    assert verdicts.recall(tmp_path, "http://c", "b") is None
+    (path,) = (tmp_path / verdicts.FOLDER).iterdir()
+    record = json.loads(path.read_text())
+    for change in (
+        {"time": record["time"] - verdicts.GOOD_FOR},
+        {"time": record["time"] + 60},
+        {"version": "0"},
+        {"capabilities": {"copy_part": True}},
+    ):
+        path.write_text(json.dumps(record | change))
+        assert verdicts.recall(tmp_path, "http://a", "b") is None
+    path.write_text(json.dumps(record))
+    path.chmod(0o640)
+    assert verdicts.recall(tmp_path, "http://a", "b") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "subject", "words"),
+    [
+        (["--url=http://127.0.0.1:9"], "connection", "Connection refused"),
+        (["--url=http://nowhere.invalid", "--insecure-http"], "name", "nowhere.invalid"),
+        (["--profile=nobody"], "credentials", "nobody"),
+        (["--passwd-file=/nonexistent"], "credentials", "/nonexistent"),
+    ],
+)
+def test_what_is_bad_is_told_and_is_a_failure(
+    mount: Mounter, bucket: Bucket, options, subject, words
+):
+    found = diagnose(mount, bucket, *options, code=32)
+    assert found[subject]["level"] == BAD
+    assert words in found[subject]["found"]
+
+
+def test_a_bucket_that_is_missing_is_bad(mount: Mounter, bucket: Bucket):
+    missing = Bucket("no-such-bucket-anywhere", bucket.url, bucket.credentials)
+    found = diagnose(mount, missing, code=32)["bucket"]
+    assert (found["level"], "does not exist" in found["found"]) == (BAD, True)
+
+
+def test_the_words_are_a_table(mount: Mounter, bucket: Bucket, weed, tmp_path: Path):
+    with FaultProxy(weed.url) as proxy:
+        done = mount.run(
+            "doctor", bucket.name, "--url", proxy.url, "--state-dir", str(tmp_path / "state"),
+            env=bucket.credentials.environment(),
+        )  # fmt: skip
+    assert "This machine:\n  ok    kernel " in done.stdout
+    assert f"The store of {bucket.name}:\n  ok    credentials " in done.stdout
+    assert "  weak  metadata of directories" in done.stdout
+    assert bucket.credentials.secret_key not in done.stdout
+
+
+def test_the_doctor_without_a_bucket_looks_at_the_machine_only(mount: Mounter):
+    done = mount.run("doctor", "--json")
+    found = json.loads(done.stdout)
+    assert found["store"] == []
+    assert {"kernel", "/dev/fuse", "helpers"} <= {one["subject"] for one in found["machine"]}
+    assert mount.run("doctor", "--nonsense").returncode == 1
+
+
+def machine(root: Path) -> dict:
+    return {one.subject: one for one in check_machine(root)}
+
+
+def test_a_machine_is_looked_at_as_it_is(tmp_path: Path):
+    for name in ("etc", "sbin", "dev"):
+        (tmp_path / name).mkdir()
+    bare = machine(tmp_path)
+    assert bare["/dev/fuse"].level == BAD
+    assert bare["helpers"].level == WEAK
+    assert "install-helpers" in bare["helpers"].means
+    assert "updatedb" not in bare
+    (tmp_path / "dev/fuse").touch()
+    (tmp_path / "etc/fuse.conf").write_text("# x\nuser_allow_other\n")
+    (tmp_path / "etc/updatedb.conf").write_text('PRUNEFS="NFS nfs fuse.sshfs"\n')
+    for name in ("mount.fuse.s3mount", "umount.fuse.s3mount"):
+        (tmp_path / "sbin" / name).touch()
+    ready = machine(tmp_path)
+    assert (ready["/dev/fuse"].level, ready["helpers"].level) == (GOOD, GOOD)
+    assert ready["allow_other"].found == "every user may ask for it"
+    assert ready["updatedb"].level == WEAK
+    assert str(tmp_path / "etc/updatedb.conf") in ready["updatedb"].means
+    (tmp_path / "etc/updatedb.conf").write_text('PRUNEFS = "nfs fuse.s3mount"\n')
+    assert machine(tmp_path)["updatedb"].level == GOOD
+
+
+def test_few_descriptors_are_a_weakness(tmp_path: Path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        assert machine(tmp_path)["descriptors"].level == WEAK
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

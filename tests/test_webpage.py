@@ -1,0 +1,188 @@
+"""What a mount serves over HTTP: page, state, metrics and health; nothing harms the mount."""
+
+import http.client
+import json
+import re
+import socket
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from s3mount.page import PAGE
+from tests.mounts import Bucket, Mount, Mounter, MountFailed
+from tests.servers import CHECKOUT
+
+CONTRIB = CHECKOUT / "contrib"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A mount that serves HTTP at *port*."""
+
+    mount: Mount
+    bucket: Bucket
+    port: int
+
+    def get(self, path: str, method: str = "GET", host: str = "127.0.0.1"):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, headers={"Host": host})
+            answer = connection.getresponse()
+            return answer.status, answer.getheader("Content-Type"), answer.read().decode()
+        finally:
+            connection.close()
+
+    def raw(self, data: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as stream:
+            stream.sendall(data)
+            stream.shutdown(socket.SHUT_WR)
+            answer = b""
+            while part := stream.recv(1 << 16):
+                answer += part
+            return answer
+
+    def metrics(self) -> dict[tuple[str, str], float]:
+        text = self.get("/metrics")[2]
+        return {
+            (sample.name, next(iter(sample.labels.values()), "")): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if "le" not in sample.labels
+        }
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture
+def site(mount: Mounter, bucket: Bucket) -> Site:
+    port = free_port()
+    return Site(mount(bucket, "--status-listen", f"127.0.0.1:{port}"), bucket, port)
+
+
+def test_the_state_is_told_as_json_and_health_in_a_word(site: Site):
+    (site.mount.path / "a").write_bytes(b"abc")
+    code, kind, text = site.get("/status.json?x=1")
+    assert (code, kind) == (200, "application/json")
+    found = json.loads(text)
+    assert (found["source"], found["state"]) == (site.bucket.name, "serving")
+    assert found["operations"]["write"]["bytes"] == 3
+    assert site.bucket.credentials.secret_key not in text
+    assert site.get("/healthz")[::2] == (200, "serving\n")
+
+
+def test_prometheus_reads_the_metrics(site: Site):
+    (site.mount.path / "a").write_bytes(b"abc")
+    found = site.metrics()
+    assert found["s3mount_operation_bytes_total", "write"] == 3
+    assert found["s3mount_operation_seconds_count", "write"] == 1
+    assert found["s3mount_operation_seconds_sum", "write"] > 0
+    assert found["s3mount_requests_total", "PutObject"] >= 1
+    assert found["s3mount_dirty_files", ""] == 0
+    assert found["s3mount_serving", ""] == 1
+    text = site.get("/metrics")[2]
+    rows = re.findall(r'operation_seconds_bucket\{le="([^"]+)",operation="write"\} ([\d.]+)', text)
+    counts = [float(count) for _, count in rows]
+    assert counts == sorted(counts)
+    assert (rows[-1][0], counts[-1]) == ("+Inf", 1.0)
+
+
+def test_everything_that_the_dashboard_and_the_alerts_ask_for_is_there(
+    mount: Mounter, bucket: Bucket, tmp_path: Path
+):
+    port = free_port()
+    cache = ("--cache", str(tmp_path / "cache"))
+    mounted = mount(bucket, "--status-listen", str(port), *cache)
+    site = Site(mounted, bucket, port)
+    text = site.get("/metrics")[2]
+    families = {family.name for family in text_string_to_metric_families(text)}
+    dashboard = json.loads((CONTRIB / "grafana-dashboard.json").read_text())
+    rules = yaml.safe_load((CONTRIB / "prometheus-alerts.yml").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    names = {name for text in asked for name in re.findall(r"s3mount_\w+", text)}
+    assert len(names) > 15
+    # There only when the credentials have an end.
+    names.discard("s3mount_credentials_expire_timestamp_seconds")
+    bare = {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in names}
+    assert bare <= families, bare - families
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids += [found["id"]] if "id" in found else []
+        self.addresses += [found[name] for name in ("src", "href") if name in found]
+
+
+def test_the_page_needs_nothing_from_elsewhere(site: Site):
+    code, kind, text = site.get("/")
+    assert (code, kind, text) == (200, "text/html; charset=utf-8", PAGE)
+    tags = Tags()
+    tags.feed(text)
+    assert tags.addresses == []
+    assert "://" not in text
+    assert "innerHTML" not in text  # names of files are text, never markup
+    used = set(re.findall(r'(?:\$|table)\("(\w+)"', text))
+    assert used
+    assert used == set(tags.ids)
+    # Every field that the page shows is one that a mount tells.
+    found = json.loads(site.get("/status.json")[2])
+    shown = text[text.index("const show") : text.index("const look")]
+    fields = set(re.findall(r"\bs\.([a-z_]+)(?:\.([a-z_]+\b(?!\()))?", shown))
+    assert len(fields) > 20
+    for name, inner in fields:
+        assert name in found
+        assert not inner or inner in found[name], (name, inner)
+
+
+def test_only_questions_that_make_sense_are_answered(site: Site):
+    assert site.get("/nothing")[0] == 404
+    assert site.get("/", method="POST")[0] == 405
+    assert site.get("/status.json", method="HEAD")[::2] == (200, "")
+    for host in ("localhost:1", "127.0.0.1", "[::1]:9180", "10.0.0.7:80"):
+        assert site.get("/healthz", host=host)[0] == 200
+    # A name that an attacker lets a victim's browser resolve to this machine.
+    assert site.get("/status.json", host="evil.example.com")[0] == 403
+    assert site.raw(b"GET /status.json HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 403")
+    for nonsense in (b"\r\n\r\n", b"GET\r\n\r\n", b"\xff" * 20 + b"\r\n\r\n", b"x" * 20_000):
+        assert site.raw(nonsense).startswith(b"HTTP/1.1 400")
+    assert site.raw(b"") == b""
+    assert (site.mount.path / "still").write_bytes(b"here") == 4
+
+
+def test_silent_clients_do_not_keep_others_out_for_ever(site: Site):
+    streams = [socket.create_connection(("127.0.0.1", site.port)) for _ in range(20)]
+    try:
+        assert site.get("/healthz")[0] == 200
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_mounted(mount: Mounter, bucket: Bucket):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(MountFailed) as caught:
+            mount(bucket, "--status-listen", address)
+    assert caught.value.exit_code == 1
+    assert f"s3mount: option status-listen: {address}: Address already in use" in str(caught.value)
+
+
+def test_nobody_listens_unless_asked(mount: Mounter, bucket: Bucket):
+    mounted = mount(bucket)
+    listening = Path(f"/proc/{mounted.process_id}/net/tcp").read_text().splitlines()[1:]
+    inodes = {line.split()[9] for line in listening if line.split()[3] == "0A"}
+    ours = [entry.readlink() for entry in Path(f"/proc/{mounted.process_id}/fd").iterdir()]
+    assert not {f"socket:[{inode}]" for inode in inodes} & {str(link) for link in ours}
