@@ -35,8 +35,20 @@ def test_unused_memory_goes_back_to_the_system():
         room.view[:] = b"x" * SIZE
     full = resident()
     while rooms:
-        arena.give(rooms.pop())
-    assert resident() < full - 6 * WARM * SIZE
+        plenty = arena.give(rooms.pop())
+        assert plenty == (len(rooms) < 7 * WARM)
     arena.cool()
+    assert resident() < full - 6 * WARM * SIZE
+    arena.cool(keep=0)
     assert resident() < full - 7 * WARM * SIZE
     assert len(arena.take().view) == SIZE
+
+
+def test_the_content_stays_until_somebody_takes_the_room_or_cools():
+    arena = Arena(4096)
+    rooms = [arena.take() for _ in range(3 * WARM)]
+    for room in rooms:
+        room.view[:] = b"x" * 4096
+    for room in rooms:
+        arena.give(room)
+    assert all(bytes(room.view) == b"x" * 4096 for room in rooms)

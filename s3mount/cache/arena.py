@@ -26,31 +26,32 @@ class Arena:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._warm: list[Room] = []
+        self._unused: list[Room] = []
         self._cold: list[Room] = []
 
     def take(self) -> Room:
         """Memory for one block."""
-        if self._warm:
-            return self._warm.pop()
+        if self._unused:
+            return self._unused.pop()
         if not self._cold:
             self._grow()
         return self._cold.pop()
 
-    def give(self, room: Room) -> None:
-        """Take back what `take` has handed out; nobody may look at it any more."""
-        if len(self._warm) < WARM:
-            self._warm.append(room)
-            return
-        room.chunk.madvise(mmap.MADV_DONTNEED, room.offset, self._size)
-        self._cold.append(room)
+    def give(self, room: Room) -> bool:
+        """Take back what `take` has handed out; returns whether there is now plenty to `cool`.
 
-    def cool(self) -> None:
-        """Give the memory of all unused blocks back to the system."""
-        for room in self._warm:
+        Until then, or until somebody takes it, the content stays: whoever made room for a copy
+        of these very bytes may be about to copy them.
+        """
+        self._unused.append(room)
+        return len(self._unused) > WARM
+
+    def cool(self, keep: int = WARM) -> None:
+        """Give the memory of unused blocks back to the system, but for *keep* of them."""
+        while len(self._unused) > keep:
+            room = self._unused.pop(0)
             room.chunk.madvise(mmap.MADV_DONTNEED, room.offset, self._size)
-        self._cold += self._warm
-        self._warm.clear()
+            self._cold.append(room)
 
     def _grow(self) -> None:
         chunk = mmap.mmap(-1, CHUNK_BLOCKS * self._size, flags=mmap.MAP_PRIVATE)

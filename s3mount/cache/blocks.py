@@ -86,6 +86,7 @@ class BlockCache:
         self._fetching: dict[BlockId, Block] = {}
         self._fetching_pieces: dict[BlockId, trio.Event] = {}
         self._arena = Arena(BLOCK_SIZE)
+        self._cooling = False
         self.fetched_bytes = 0
         budget.reclaim_with(self._reclaim)
 
@@ -191,9 +192,9 @@ class BlockCache:
         self._tell_damage = listener
 
     def clear(self) -> None:
-        """Drop all clean blocks."""
+        """Drop all clean blocks; nobody may hold a view of one."""
         self._reclaim(1 << 62)
-        self._arena.cool()
+        self._arena.cool(keep=0)
 
     # -- fetching --------------------------------------------------------------------------
 
@@ -460,7 +461,14 @@ class BlockCache:
         if block.held:
             return  # Whoever holds it recycles it.
         self._budget.give(BLOCK_SIZE)
-        self._arena.give(block.room)
+        if self._arena.give(block.room) and not self._cooling:
+            # Later, because the bytes may be just what the room was made for.
+            self._cooling = True
+            self._nursery.start_soon(self._cool)
+
+    async def _cool(self) -> None:
+        self._cooling = False
+        self._arena.cool()
 
     def _reclaim(self, missing: int) -> None:
         target = self._budget.used - missing
