@@ -112,7 +112,8 @@ class Choices:
         if name in IGNORED:
             self.warnings.append(f"option {name} is ignored: {IGNORED[name]}")
         elif name not in SILENTLY_IGNORED and not name.startswith("x-"):
-            raise OptionError(f"there is no option {name}{_nearest(name)}")
+            shown = name if name.isprintable() else repr(name)
+            raise OptionError(f"there is no option {shown}{_nearest(name)}")
 
     def choose_all(self, items: Sequence[Item]) -> None:
         """Take options in their order; those of a configuration file come before all of them."""
