@@ -100,6 +100,7 @@ class Daemon:
         self._ended = trio.Event()
         self._disk = self._make_disk()
         flags = set(config.mount_flags) | ({"ro"} if config.ro else set())
+        self._serving = trio.CancelScope()
         self._kernel = KernelMount(
             config.mountpoint,
             MountOptions(
@@ -308,7 +309,8 @@ class Daemon:
         return trio.current_time() + self._config.shutdown_timeout
 
     async def _until_unmounted(self, scope: trio.CancelScope) -> None:
-        await pyfuse3.main(max_tasks=256)
+        with self._serving:
+            await pyfuse3.main(max_tasks=256)
         scope.cancel()
 
     async def _get_ready(self, parts: _Parts, nursery: trio.Nursery) -> None:
@@ -463,6 +465,7 @@ class Daemon:
             raise MountError(_busy(self._config.mountpoint))
         if force:
             pyfuse3.terminate()
+            self._serving.cancel()  # Also what waits for a store that does not come back.
         return result
 
 

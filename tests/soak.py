@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Worker:
         self._seed = seed
         self.files: dict[str, bytes] = {}
         self.operations = 0
+        self._done: deque[str] = deque(maxlen=120)
 
     def run(self, seconds: float) -> None:
         """Work for some seconds; raises AssertionError for wrong bytes, OSError for a failure."""
@@ -53,13 +55,17 @@ class Worker:
         deadline = time.monotonic() + seconds
         steps = (self.create, self.append, self.change, self.rename, self.remove, self.read)
         while time.monotonic() < deadline:
-            self._random.choices(steps, (4, 2, 2, 1, 1, 5))[0]()
+            step = self._random.choices(steps, (4, 2, 2, 1, 1, 5))[0]
+            self._done.append(step.__name__)
+            step()
             self.operations += 1
         for name in list(self.files):
             self._check(name)
 
     def _any(self) -> str | None:
-        return self._random.choice(list(self.files)) if self.files else None
+        name = self._random.choice(list(self.files)) if self.files else None
+        self._done.append(str(name))
+        return name
 
     def _body(self, size: int) -> bytes:
         return self._random.randbytes(size)
@@ -67,6 +73,7 @@ class Worker:
     def create(self) -> None:
         """A new file, or one that is written anew."""
         name = f"file-{self._random.randrange(20)}"
+        self._done.append(name)
         body = self._body(self._random.choices(SIZES, WEIGHTS)[0])
         (self._directory / name).write_bytes(body)
         self.files[name] = body
@@ -94,6 +101,7 @@ class Worker:
         """A file gets another name, perhaps one that is taken."""
         if (name := self._any()) is not None:
             target = f"file-{self._random.randrange(20)}"
+            self._done.append(f"to {target}")
             (self._directory / name).rename(self._directory / target)
             self.files[target] = self.files.pop(name)
 
@@ -109,8 +117,20 @@ class Worker:
             self._check(name)
 
     def _check(self, name: str) -> None:
-        found = (self._directory / name).read_bytes()
-        assert found == self.files[name], f"{self._directory / name} is wrong"
+        path, expected = self._directory / name, self.files[name]
+        found = path.read_bytes()
+        if found != expected:
+            again = "right" if path.read_bytes() == expected else "wrong"
+            raise AssertionError(
+                f"{path}, after {list(self._done)}: {len(found)} bytes for {len(expected)}, "
+                f"the same up to {same_until(found, expected)}, {again} when read again"
+            )
+
+
+def same_until(found: bytes, expected: bytes) -> int:
+    """How many bytes are equal from the beginning on."""
+    pairs = enumerate(zip(found, expected, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(found), len(expected)))
 
 
 def digest(body: bytes) -> str:
@@ -242,6 +262,8 @@ def soak(minutes: float, seed: int) -> list[str]:
         uploads = server.client().list_multipart_uploads(Bucket=bucket.name).get("Uploads", ())
         complaints += [f"an upload of {one['Key']} was left behind" for one in uploads]
         complaints += watch.complaints()
+        if complaints:
+            print(mounted.log[-20_000:], file=sys.stderr)
     memory = f"{min(watch.memory) >> 20} to {max(watch.memory) >> 20} MiB"
     descriptors = f"{min(watch.descriptors)} to {max(watch.descriptors)} descriptors"
     print(f"{operations} operations, {requests} requests, {len(expected)} files in the end")

@@ -5,7 +5,6 @@ The numbers are those of the table in docs/reliability.md.
 
 import secrets
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
