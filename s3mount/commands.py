@@ -8,7 +8,6 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-import pyfuse3
 import trio
 
 from s3mount import control
@@ -101,7 +100,7 @@ class Commands:
         if not self._kernel.unmount(lazy=lazy or force):
             raise MountError(_busy(self._config.mountpoint))
         if force:
-            pyfuse3.terminate()
+            self._ending.cut_off()
         return result
 
 

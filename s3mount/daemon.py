@@ -115,6 +115,7 @@ class Daemon:
         self._ended = trio.Event()
         self._disk = self._make_disk()
         flags = set(config.mount_flags) | ({"ro"} if config.ro else set())
+        self._serving = trio.CancelScope()
         self._kernel = KernelMount(
             config.mountpoint,
             MountOptions(
@@ -367,7 +368,8 @@ class Daemon:
         return left
 
     async def _until_unmounted(self, scope: trio.CancelScope) -> None:
-        await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
+        with self._ending.serving:
+            await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
         scope.cancel()
 
     async def _get_ready(

@@ -27,6 +27,7 @@ class Ending:
     """Ends one mount, within *limit* seconds from when it was told to, or was unmounted.
 
     *page_patience* is how long the kernel may take to write back what programs have mapped.
+    What answers the kernel runs in the scope `serving`.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Ending:
         self._limit = limit
         self._page_patience = page_patience
         self._deadline = math.inf
+        self.serving = trio.CancelScope()
         self._stopping = trio.CancelScope()
         self._saving = trio.CancelScope(shield=True)
         self._told = self._served = False
@@ -77,7 +79,12 @@ class Ending:
         self._stopping.cancel()
         self._saving.cancel()
         if not self._served:
-            pyfuse3.terminate()
+            self.cut_off()
+
+    def cut_off(self) -> None:
+        """Answer nobody any more, nor wait for a store that does not come back."""
+        pyfuse3.terminate()
+        self.serving.cancel()
 
     async def _stop(self, filesystem: FileSystem) -> None:
         """Unmount; whoever still uses the mount keeps what is open, for a while."""

@@ -132,9 +132,10 @@ class Choices:
         elif name in peers.WITHOUT_MEANING:
             self._unused.append(name)
         elif name not in SILENTLY_IGNORED and not name.startswith("x-"):
+            shown = name if name.isprintable() else repr(name)
             if not self._values.get("sloppy"):
-                raise OptionError(f"there is no option {name}{_nearest(name)}")
-            self.warnings.append(f"option {name} is ignored: there is none of this name")
+                raise OptionError(f"there is no option {shown}{_nearest(name)}")
+            self.warnings.append(f"option {shown} is ignored: there is none of this name")
 
     def choose_all(self, items: Sequence[Item]) -> None:
         """Take options in their order; those of a configuration file come before all of them."""

@@ -83,7 +83,6 @@ DOORS: Mapping[str, tuple[str, ...]] = {
         "s3mount.request",
         "s3mount.kernel",
         "s3mount.ending",
-        "s3mount.commands",
         "s3mount.daemon",
     ),
     "boto3": ("s3mount.s3.session", "s3mount.demo"),

@@ -3,7 +3,9 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from s3mount.demo.weed import clean_environment, find_program
@@ -61,3 +63,19 @@ def run(
     words = " ".join(map(str, command))
     assert done.returncode == 0, f"{words}: exit code {done.returncode}\n{done.stdout[-4000:]}"
     return done.stdout
+
+
+READ = "import sys; sys.stdout.buffer.write(open(sys.argv[1], 'rb').read())"
+
+
+@contextmanager
+def python(script: str, path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program on *path*, and end it if it is still there afterwards."""
+    command = [sys.executable, "-c", script, path]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        yield program
+    finally:
+        program.kill()
+        program.wait(PROGRAM_TIMEOUT)
+        program.communicate()

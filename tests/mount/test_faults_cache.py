@@ -185,7 +185,7 @@ def test_check_31_a_cache_that_becomes_read_only(mount: Mounter, filled: Bucket,
         assert mounted.umount() == 0
 
 
-def test_check_31_several_daemons_share_a_cache(mount: Mounter, filled: Bucket, cache: Path):
+def test_check_32_several_daemons_share_a_cache(mount: Mounter, filled: Bucket, cache: Path):
     both = [mount(filled, *options(cache)) for _ in range(2)]
     for mounted in both:
         check(mounted)

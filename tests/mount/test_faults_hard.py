@@ -5,11 +5,8 @@ The numbers are those of the table in docs/reliability.md.
 
 import secrets
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
@@ -17,6 +14,7 @@ import pytest
 
 from tests.faultproxy import FaultProxy
 from tests.mount.conftest import Shared
+from tests.mount.programs import READ, python
 from tests.mounts import Bucket, Mounter
 from tests.servers import Server
 
@@ -46,20 +44,6 @@ def noise(size: int, seed: int = 0) -> bytes:
     return Random(seed).randbytes(size)
 
 
-@contextmanager
-def python(script: str, path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program on *path*, and end it if it is still there afterwards."""
-    command = [sys.executable, "-c", script, path]
-    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        yield program
-    finally:
-        program.kill()
-        program.wait(DEATH)
-        program.communicate()
-
-
-READ = "import sys; sys.stdout.buffer.write(open(sys.argv[1], 'rb').read())"
 WRITE = """
 import os, sys, time
 file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
