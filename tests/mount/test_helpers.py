@@ -85,6 +85,8 @@ def host(tmp_path: Path, bucket: Bucket) -> Iterator[Host]:
         if host.find("SOURCE"):
             machine.check("umount", str(host.path))
     finally:
+        # Only after a failure there is still something to take away.
+        machine.run("umount", "-i", "-l", str(tmp_path / "mnt"))
         machine.close()
 
 
