@@ -145,6 +145,8 @@ class Daemon:
                     await trio.to_thread.run_sync(self._disk.close)
 
     async def _main(self) -> int:
+        address = self._config.status_listen
+        listener = webpage.listen(*address) if address is not None else None
         client = await connect(self._config, self._source)
         try:
             async with trio.open_nursery() as background:
@@ -154,7 +156,12 @@ class Daemon:
                 await parts.index.open()
                 background.start_soon(parts.index.run)
                 background.start_soon(self._heed_signals, parts)
-                self._attend(parts, background)
+                background.start_soon(heed_signals, self._signal_actions(parts, background))
+                background.start_soon(parts.reporter.sampler.run)
+                if listener is not None:
+                    pages = webpage.Pages(parts.reporter.status, parts.reporter.metrics)
+                    background.start_soon(webpage.serve, listener, pages)
+                background.start_soon(keep_informed, parts.reporter.report, self._config.mountpoint)
                 left = await self._serve(parts, background)
                 await parts.index.close()
                 background.cancel_scope.cancel()
@@ -218,19 +225,8 @@ class Daemon:
             ttl=config.metadata_ttl,
             writeback_cache=True,
         )
-        reporter = self._make_reporter(client, blocks, budget, filesystem, metrics)
-        return _Parts(client, blocks, index, budget, filesystem, operations, reporter)
-
-    def _make_reporter(
-        self,
-        client: S3Client,
-        blocks: BlockCache,
-        budget: MemoryBudget,
-        filesystem: FileSystem,
-        metrics: Metrics,
-    ) -> Reporter:
         observed = Observed(
-            config=self._config,
+            config=config,
             source=self._source,
             client=client,
             budget=budget,
@@ -241,7 +237,7 @@ class Daemon:
             recent=self._recent,
             stopping=lambda: self._stopping,
         )
-        return Reporter(observed)
+        return _Parts(client, blocks, index, budget, filesystem, operations, Reporter(observed))
 
     def _make_index(self, client: S3Client, defaults: Defaults) -> AttributeIndex:
         """The attribute index of the bucket.
@@ -258,17 +254,6 @@ class Daemon:
             lasting=not client.capabilities.marker_metadata,
             clock=trio.current_time,
         )
-
-    def _attend(self, parts: _Parts, background: trio.Nursery) -> None:
-        """Start what goes on beside serving: signals, and whoever wants to know how things are."""
-        reporter = parts.reporter
-        if self._config.status_listen is not None:
-            listener = webpage.listen(*self._config.status_listen)
-            pages = webpage.Pages(reporter.status, reporter.metrics)
-            background.start_soon(webpage.serve, listener, pages)
-        background.start_soon(heed_signals, self._signal_actions(parts, background))
-        background.start_soon(reporter.sampler.run)
-        background.start_soon(keep_informed, reporter.report, self._config.mountpoint)
 
     def _signal_actions(
         self, parts: _Parts, background: trio.Nursery
