@@ -286,6 +286,20 @@ def test_a_key_file_of_s3fs_comes_before_everything(tmp_path, monkeypatch):
     assert found(passwd_file=keys).settings.credential_source == f"file {keys}"
 
 
+def test_a_key_file_is_read_again_when_the_store_refuses_its_keys(tmp_path):
+    keys = key_file(tmp_path / "keys", "AK1:SK1")
+    resolved = found(passwd_file=keys)
+
+    async def refresh() -> Credentials:
+        return await resolved.credentials.refresh(resolved.credentials.current())
+
+    keys.write_text("AK2:SK2")
+    assert trio.run(refresh) == Credentials("AK2", "SK2")
+    keys.chmod(0o644)
+    with pytest.raises(NoCredentials, match="others may read it"):
+        trio.run(refresh)
+
+
 def test_the_usual_key_file_of_s3fs_is_found_when_nothing_else_is(tmp_path, environment):
     assert pair(found()).access_key == "AKIDDEFAULT"
     (environment / "credentials").unlink()

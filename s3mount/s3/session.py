@@ -78,7 +78,11 @@ class SessionCredentials:
             if self._source is None:
                 raise NoCredentials("the credentials are gone: " + _HOW_TO_SIGN_IN)
             self._known = _frozen(self._source)
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        except (
+            botocore.exceptions.BotoCoreError,
+            botocore.exceptions.ClientError,
+            MountError,
+        ) as error:
             if anew:
                 raise NoCredentials(f"the credentials cannot be refreshed: {error}") from error
             # They may be good for some minutes yet; if not, the store will say so.
@@ -120,11 +124,9 @@ def resolve(
 ) -> Resolved:
     """Find endpoint, region and credentials for *bucket* the way AWS tools do.
 
-    A *credentials_file* takes the place of ``~/.aws/credentials`` and of what the environment
-    says; a *passwd_file* is one of s3fs, and takes the place of everything.
-
-    Blocks, perhaps for seconds (metadata service, SSO).  Raises `MountError`.  *path_style*
-    None means: virtual hosts on AWS, paths elsewhere.
+    A *credentials_file* takes the place of ``~/.aws/credentials`` and of the environment's keys,
+    a *passwd_file* (of s3fs) that of everything.  Blocks, perhaps for seconds (metadata service,
+    SSO).  Raises `MountError`.  *path_style* None: virtual hosts on AWS, paths elsewhere.
     """
     import botocore.exceptions
 

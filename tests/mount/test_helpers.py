@@ -74,7 +74,10 @@ def host(tmp_path: Path, bucket: Bucket) -> Iterator[Host]:
     # pytest's own directories are closed to others, and some of these tests are others.
     for directory in (tmp_path, *list(tmp_path.parents)[:2]):
         directory.chmod(0o755)
-    machine = Machine(tmp_path, {"AWS_EC2_METADATA_DISABLED": "true"})
+    try:
+        machine = Machine(tmp_path, {"AWS_EC2_METADATA_DISABLED": "true"})
+    except RuntimeError as error:
+        unavailable(str(error))
     try:
         machine.check(*machine.s3mount, "install-helpers")
         host = Host(machine, tmp_path, bucket)
@@ -82,6 +85,8 @@ def host(tmp_path: Path, bucket: Bucket) -> Iterator[Host]:
         if host.find("SOURCE"):
             machine.check("umount", str(host.path))
     finally:
+        # Only after a failure there is still something to take away.
+        machine.run("umount", "-i", "-l", str(tmp_path / "mnt"))
         machine.close()
 
 
