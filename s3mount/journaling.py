@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from s3mount.config import Config
 
 
@@ -12,13 +14,19 @@ def describe(config: Config, *, endpoint: str, region: str, path_style: bool) ->
         "region": region,
         "path_style": path_style,
         "profile": config.profile,
+        "credentials_file": _path(config.credentials_file),
+        "passwd_file": _path(config.passwd_file),
         "bucket": config.bucket,
         "prefix": config.prefix,
         "part_size": config.part_size,
         "attributes": config.attributes,
         "mountpoint": str(config.mountpoint),
         "no_sign_request": config.no_sign_request,
-        "ca_bundle": str(config.ca_bundle) if config.ca_bundle else None,
+        "ca_bundle": _path(config.ca_bundle),
         "verify_ssl": not config.no_verify_ssl,
         "insecure_http": config.insecure_http,
     }
+
+
+def _path(path: Path | None) -> str | None:
+    return str(path) if path is not None else None

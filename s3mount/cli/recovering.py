@@ -58,6 +58,9 @@ async def _connect(about: Mapping[str, Any]) -> S3Client:
             ca_bundle=about["ca_bundle"],
             verify_ssl=about["verify_ssl"],
             insecure_http=about["insecure_http"],
+            # Journals of earlier versions do not name these.
+            credentials_file=_path(about.get("credentials_file")),
+            passwd_file=_path(about.get("passwd_file")),
         )
     )
     return S3Client(
@@ -69,3 +72,7 @@ async def _connect(about: Mapping[str, Any]) -> S3Client:
         timeout=min(TIMEOUT, math.inf),
         max_connections=CONNECTIONS,
     )
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text is not None else None
