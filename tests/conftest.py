@@ -62,6 +62,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return  # One of several processes, which report to another.
     tested = any(reporter.stats.get(kind) for kind in ("passed", "failed", "error", "xfailed"))
     if exitstatus == pytest.ExitCode.OK and not tested and not session.config.option.collectonly:
         session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
