@@ -120,6 +120,7 @@ class FuseOperations(pyfuse3.Operations):
         self.ttl = ttl
         self.callers = Callers()
         self._readers: dict[int, int] = {}  # who has opened a directory
+        filesystem.open_files.tell_stale_names_to(_forget_name_of)
         self.initialised = False
 
     def init(self) -> None:
@@ -308,12 +309,7 @@ class FuseOperations(pyfuse3.Operations):
 
     async def release(self, fh: FileHandleT) -> None:
         with self._request("release", fh):
-            inode = self._fs.handles.file(fh).inode
-            before = inode.gone
             await self._fs.handles.release(fh)
-            if inode.gone and not before and inode.parent is not None:
-                # It could not be saved: the name stands for what somebody else has put there.
-                _forget_name(inode.parent.number, inode.name)
 
     # -- directories -----------------------------------------------------------------------
 
@@ -398,8 +394,14 @@ async def forget_in_kernel(stale: Sequence[Inode]) -> None:
         # Only names that stand for something else by now: the others may be somebody's
         # working directory, which would lose its path.
         forgotten = inode.vanished if inode.directory else inode.gone
-        if forgotten and inode.parent is not None:
-            _forget_name(inode.parent.number, inode.name)
+        if forgotten:
+            _forget_name_of(inode)
+
+
+def _forget_name_of(inode: Inode) -> None:
+    """Have the kernel look up anew what an inode was known by."""
+    if inode.parent is not None:
+        _forget_name(inode.parent.number, inode.name)
 
 
 def _forget_name(parent: int, name: bytes) -> None:

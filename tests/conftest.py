@@ -1,7 +1,7 @@
 """Fixtures: real servers once a session, a bucket and mounts for each test, nothing left over.
 
 A test fails that logs a warning it did not announce; a session fails that leaves a mount, a
-process or a descriptor behind, or in which nothing was tested.
+process, a descriptor or a journal behind, or in which nothing was tested.
 """
 
 import ctypes
@@ -21,7 +21,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from s3mount.demo.weed import Credentials, use_clean_environment
 from tests.faultproxy import FaultProxy
-from tests.mounts import Bucket, Expectations, Mounter, mounted_below, why_no_mounts
+from tests.mounts import (
+    Bucket,
+    Expectations,
+    Mounter,
+    journals_of_mounts_below,
+    mounted_below,
+    why_no_mounts,
+)
 from tests.servers import REQUIRED_SERVERS, SERVERS, Server, make_server
 
 IN_CI = os.environ.get("CI", "").lower() in ("true", "1")
@@ -139,7 +146,7 @@ def children() -> dict[int, str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fail the session when it leaves a mount, a process or a descriptor behind."""
+    """Fail the session when it leaves a mount, a process, a descriptor or a journal behind."""
     before = descriptors()
     processes = set(children())
     yield
@@ -152,8 +159,13 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             break
         time.sleep(0.1)
     # Other runs on this machine have mounts too, each below a directory of its own.
-    mounted = mounted_below(tmp_path_factory.getbasetemp())
-    leaks = {"still mounted": mounted, "still running": left, "still open": dict(opened)}
+    ours = tmp_path_factory.getbasetemp()
+    leaks = {
+        "still mounted": mounted_below(ours),
+        "still running": left,
+        "still open": dict(opened),
+        "left where people's mounts keep their state": journals_of_mounts_below(ours),
+    }
     assert not any(leaks.values()), leaks
 
 

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from s3mount import mounts
+from s3mount.config import state_directory
 from s3mount.demo.weed import REGION, Credentials, clean_environment, ended_with_us
 from s3mount.mounts import find_mount
 from s3mount.notify import Receiver
+from s3mount.write.slots import all_slots, read_about
 from tests.servers import CHECKOUT, s3_client
 
 COMMAND = (sys.executable, "-m", "s3mount")
@@ -166,7 +168,8 @@ class Mounter:
 
         *options* are added to the command line; *url* is another way to the server, such as
         a fault proxy; *env* is added to the environment; *name* names the mount point and the
-        daemon's directories, so that the same name mounts again what a crash left.
+        daemon's directories, so that the same name mounts again what a crash left.  Unless
+        *options* name a state directory, the mount has one of its own.
         """
         label = name or f"mount{len(self._mounts) + 1}"
         path = self._directory / label
@@ -176,9 +179,13 @@ class Mounter:
         source = f"{bucket.name}/{prefix}" if prefix else bucket.name
         arguments = [source, str(path), "--endpoint-url", url or bucket.url, "--region", REGION]
         arguments += ["--log-file", str(log_path), *DEFAULT_OPTIONS, *options]
+        if "--state-dir" not in options:
+            arguments += ["--state-dir", str(self._directory / f"{label}.state")]
         start = self._start_in_background if background else self._start_in_foreground
         mount = start(arguments, path, log_path, environment)
         self._mounts.append(mount)
+        if outside := opened_below(mount.process_id, state_directory()):
+            raise AssertionError(f"a test keeps its state where people's mounts do: {outside}")
         return mount
 
     def expect_log(self, pattern: str, *, optional: bool = False) -> None:
@@ -325,6 +332,27 @@ def abort_connection(path: Path) -> None:
             control = Path(f"/sys/fs/fuse/connections/{minor}/abort")
             if control.exists() and os.access(control, os.W_OK):
                 control.write_text("1")
+
+
+def opened_below(process_id: int, directory: Path) -> list[str]:
+    """Return what a process has open below *directory*."""
+    found = []
+    for entry in Path(f"/proc/{process_id}/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+        except OSError:
+            continue  # It was closed while we looked.
+        if target.startswith(f"{directory}/"):
+            found.append(target)
+    return found
+
+
+def journals_of_mounts_below(directory: Path) -> list[str]:
+    """Return the journals that mounts below *directory* have left where people's mounts do."""
+    slots = all_slots(state_directory())
+    return [
+        str(s) for s in slots if str(read_about(s).get("mountpoint")).startswith(f"{directory}/")
+    ]
 
 
 def processes_naming(path: Path) -> list[int]:

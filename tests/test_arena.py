@@ -3,6 +3,9 @@
 from pathlib import Path
 
 from s3mount.cache.arena import CHUNK_BLOCKS, WARM, Arena
+from s3mount.memory import MemoryBudget
+from s3mount.s3.checksum import function
+from s3mount.write.staging import StagedFile, StagingDirectory
 
 SIZE = 1 << 20
 
@@ -52,3 +55,26 @@ def test_the_content_stays_until_somebody_takes_the_room_or_cools():
     for room in rooms:
         arena.give(room)
     assert all(bytes(room.view) == b"x" * 4096 for room in rooms)
+
+
+def test_staging_a_clean_block_takes_its_bytes_before_it_is_dropped(tmp_path: Path):
+    """The memory that staging needs may be that of the very block that is staged."""
+    arena, budget = Arena(SIZE), MemoryBudget(4 * SIZE)
+    unused = [arena.take() for _ in range(WARM)]
+    room = arena.take()
+    room.view[:] = b"x" * SIZE
+    for one in unused:
+        arena.give(one)
+    assert budget.try_take(4 * SIZE)
+
+    def reclaim(missing: int) -> None:
+        if budget.used == 4 * SIZE:
+            arena.give(room)
+            arena.cool(keep=0)
+            budget.give(2 * SIZE)
+
+    budget.reclaim_with(reclaim)
+    staged = StagedFile(StagingDirectory(tmp_path / "staged", function("crc64nvme")), budget, 0)
+    staged.write(0, room.view)
+    assert staged.read(0, SIZE) == b"x" * SIZE
+    staged.close()

@@ -190,6 +190,7 @@ def _mount(stage: Stage, terminal: Terminal, stack: ExitStack) -> None:
     arguments = [BUCKET, str(stage.mountpoint), "--endpoint-url", stage.url, "--region", REGION]
     # Others write to this bucket as well, and the tour wants to see that soon.
     arguments += ["--metadata-ttl", "1s", "--log-file", str(stage.folder / "s3mount.log")]
+    arguments += ["--state-dir", str(stage.folder / "state")]
     terminal.blank()
     terminal.title("Mount it")
     terminal.command(shlex.join(["s3mount", *arguments]))

@@ -26,8 +26,13 @@ async def save_all(filesystem: FileSystem) -> Sequence[OpenFile]:
             try:
                 await filesystem.open_files.save(file)
             except (StoreError, PosixError) as error:
+                if not file.dirty:  # Attributes of a version that is not there any more.
+                    text = "%s: its attributes could not be saved: %s"
+                    log.warning(text, file.inode.key, error)
+                    return
                 log.error("%s: could not be saved: %s", file.inode.name, error)
                 left.append(file)
+                filesystem.open_files.settle(file)  # It may have been refused for good.
 
     for directory in list(filesystem.markers.unsaved):
         try:
@@ -36,7 +41,7 @@ async def save_all(filesystem: FileSystem) -> Sequence[OpenFile]:
             log.error("%s: could not be saved: %s", directory.prefix, error)
     async with trio.open_nursery() as nursery:
         for file in list(filesystem.files.values()):
-            if file.dirty:
+            if file.dirty and not file.given_up:
                 nursery.start_soon(save, file)
     return left
 
@@ -44,7 +49,8 @@ async def save_all(filesystem: FileSystem) -> Sequence[OpenFile]:
 async def leave_all(filesystem: FileSystem) -> Sequence[OpenFile]:
     """Keep on this machine what could not be saved, and say so; nobody may save meanwhile."""
     await filesystem.open_files.all_kept()
-    left = [file for file in filesystem.files.values() if file.dirty]
+    dirty = [file for file in filesystem.files.values() if file.dirty]
+    left = [file for file in dirty if not (file.given_up and file.is_kept)]
     for file in left:
         log.error("%s: not uploaded: %s", file.inode.key, await _leave(file))
     return left
@@ -55,10 +61,11 @@ async def _leave(file: OpenFile) -> str:
     if not file.changed:
         return "its attributes are lost"
     try:
-        if file.acknowledged:
+        if file.acknowledged and not file.given_up:
             await file.acknowledge()
             return "the next mount goes on with it"
         await file.keep()
+        file.leave()
     except OSError as error:
         return f"and it cannot be kept: {error}"
     return "`s3mount recover` has what was written"

@@ -46,8 +46,10 @@ class FileBytes(ABC):
     `written` the moments by its clock between which that was.
     `attributes` and `size` are what stat(2) shows.  `kept` are the headers of the old object
     that a new version takes over, None when they are not known.  `record` names the record in
-    the journal, empty when there is none.  State changes happen between checkpoints; `save` holds
-    `lock`, and whoever changes bytes waits for it.
+    the journal, empty when there is none.  `given_up` is set when the store has refused the bytes
+    for good: they live on for open handles and for `s3mount recover`, under no name any more.
+    State changes happen between checkpoints; `save` holds `lock`, and whoever changes bytes waits
+    for it.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class FileBytes(ABC):
         self.error: StoreError | None = None
         self.unlinked = False
         self.condemned = False
+        self.given_up = False
         self.changed_at = 0.0
         self._workshop = workshop
         self._staged: StagedFile | None = None
@@ -85,6 +88,7 @@ class FileBytes(ABC):
         self.record = ""
         self._recorded: tuple[object, ...] | None = None  # What of us the journal has.
         self._superseded: list[Path] = []
+        self._kept_generation = -1
 
     # -- what is known ---------------------------------------------------------------------
 
@@ -277,6 +281,8 @@ class FileBytes(ABC):
         try:
             await self.save()
         except StoreError as error:
+            if self.given_up:
+                raise PosixError(errno.ESTALE) from error
             log.warning("%s: %s", self.inode.key, error)
             raise PosixError(errno.EIO) from error
 

@@ -185,7 +185,7 @@ class FileSystem:
         """The open file of an inode; with *fresh* the store is asked whether it is current."""
         file = self.files.get(inode)
         if file is not None and (file.dirty or file.unlinked or not fresh):
-            if file.condemned and inode.gone and fresh:
+            if (file.condemned or file.given_up) and inode.gone and fresh:
                 raise PosixError(errno.ESTALE)  # The name has another inode by now.
             return file
         if inode.parent is None:
@@ -327,7 +327,8 @@ class FileSystem:
 
     async def keep_directory(self, directory: Inode) -> None:
         """A directory does not vanish with its last file."""
-        if not any(i.parent is directory and f.changed for i, f in self.files.items()):
+        files = self.files.items()
+        if not any(i.parent is directory and not i.gone and f.changed for i, f in files):
             await self.markers.keep(directory)
 
     async def mkdir(self, parent_number: int, name: bytes, attributes: Attributes) -> Stat:
@@ -385,7 +386,7 @@ class FileSystem:
         try:
             if body:
                 await self.handles.write(handle, 0, body)
-            await self.handles.flush(handle)
+            await self.open_files.make_safe(self.handles.file(handle))
         except BaseException:
             self._discard(self.handles.file(handle), handle)
             raise

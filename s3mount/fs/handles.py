@@ -11,7 +11,7 @@ import trio
 
 from s3mount.cache.readahead import ReadAhead
 from s3mount.errors import Changed, NotFound, PosixError, StoreError, Unavailable
-from s3mount.fs.openfile import OpenFile
+from s3mount.fs.openfile import CONFLICTS, OpenFile
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import Buffer
@@ -125,18 +125,29 @@ class Handles:
         except PosixError as error:
             if error.errno == errno.ESTALE:
                 self._files.lost(handle.file)
+            self._files.settle(handle.file)
             raise
 
     async def write(self, handle_number: int, offset: int, data: bytes) -> int:
         """Write *data* at *offset*."""
-        await self._handles[handle_number].file.write(offset, data)
+        file = self._handles[handle_number].file
+        try:
+            await file.write(offset, data)
+        except PosixError:
+            self._files.settle(file)
+            raise
         return len(data)
 
     async def flush(self, handle_number: int) -> None:
-        """close(2): when it returns, the file is safe."""
+        """close(2): when it returns, the file is safe, or those who write hear that it is not."""
         handle = self._handles[handle_number]
-        if handle.writable or handle.file.changed:
+        if not handle.writable and not handle.file.changed:
+            return
+        try:
             await self._make_safe(handle.file)
+        except CONFLICTS:
+            if handle.writable:
+                raise
 
     async def fsync(self, handle_number: int) -> None:
         """fsync(2): when it returns, the file is safe."""
@@ -145,8 +156,11 @@ class Handles:
     async def _make_safe(self, file: OpenFile) -> None:
         try:
             await self._files.make_safe(file)
-        except NotFound as error:  # Somebody has deleted what it was to be made from.
-            raise Changed(str(error), code=error.code, status=error.status) from error
+        except CONFLICTS as error:
+            await self._files.keep(file)
+            if isinstance(error, NotFound):  # Somebody has deleted what it was to be made from.
+                raise Changed(str(error), code=error.code, status=error.status) from error
+            raise
 
     async def release(self, handle_number: int) -> None:
         """The last reference to a handle is gone."""

@@ -115,7 +115,10 @@ class InodeTable:
             del self._by_place[(inode.parent.number, inode.name)]
 
     def move(self, inode: Inode, parent: Inode, name: bytes, segment: str) -> None:
-        """Hang an inode elsewhere; what was there is detached."""
+        """Hang an inode elsewhere; what was there is detached.
+
+        An inode that was detached itself, while its object was moved, gets no name again.
+        """
         assert inode.parent is not None
         replaced = self.find(parent, name)
         if replaced is not None and replaced is not inode:
@@ -123,7 +126,8 @@ class InodeTable:
         self._by_place.pop((inode.parent.number, inode.name), None)
         old_parent = inode.parent
         inode.parent, inode.name, inode.segment = parent, name, segment
-        self._by_place[(parent.number, name)] = inode
+        if not inode.gone:
+            self._by_place[(parent.number, name)] = inode
         parent.pins += 1
         self.unpin(old_parent)
 

@@ -13,7 +13,7 @@ import trio
 
 from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
-from s3mount.errors import Exists, NotFound, PosixError, StoreError, Unavailable
+from s3mount.errors import Changed, Exists, NotFound, PosixError, StoreError, Unavailable
 from s3mount.fs.filebytes import FileBytes
 from s3mount.fs.headers import kept_headers
 from s3mount.s3.store import (
@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 STREAM_AFTER = 2  # Whole cells: a smaller file is one PUT.
 MAX_WAITING_PARTS = 12  # More would only fill the staging disk; the writer waits instead.
 
+# Somebody else was faster: what a change began from is not there any more, or a name is taken.
+CONFLICTS = (Changed, Exists, NotFound)
+
 
 class OpenFile(FileBytes):
     """One file that is open or unsaved; all its handles, and everything unsaved, share it."""
@@ -52,7 +55,8 @@ class OpenFile(FileBytes):
     async def save(self) -> Stored | None:
         """Make the store have everything; None when there was nothing to do.
 
-        Raises `StoreError`; what could not be saved stays, and is tried again next time.
+        Raises `StoreError`; what could not be saved stays, and is tried again next time, unless
+        it was given up.
         """
         async with self.lock:
             return await self._save() if self.dirty else None
@@ -66,7 +70,17 @@ class OpenFile(FileBytes):
             self.condition = ALWAYS  # It was about the old key, and rename(2) replaces.
             return await self._save()
 
+    def refuse(self, error: StoreError) -> None:
+        """Take note of why the store did not take it, and whether it ever will."""
+        self.error = error
+        if isinstance(error, CONFLICTS):
+            self.given_up = self.changed
+            if not self.changed:  # They are about a version that is not there any more.
+                self.unsaved_attributes = False
+
     async def _save(self) -> Stored:
+        if self.given_up and self.error is not None:
+            raise self.error
         began_ns = time.time_ns()
         try:
             try:
@@ -77,7 +91,7 @@ class OpenFile(FileBytes):
                 self.condition = ALWAYS
                 stored = await self._save_bytes()
         except StoreError as error:
-            self.error = error
+            self.refuse(error)
             raise
         except OSError as error:
             log.error("%s: staging failed: %s", self.inode.key, error)
@@ -240,7 +254,11 @@ class OpenFile(FileBytes):
     async def keep_content(self) -> None:
         """Stage all bytes: the object is about to go, but open handles still need them."""
         if self.readers and self._is_dropped(0, 1 << 62):
-            await self._bring_home()
+            try:
+                await self._bring_home()
+            except PosixError:
+                if not self.given_up:
+                    raise
         async with self.lock:
             if self.base is None or self.readers == 0:
                 return
@@ -282,6 +300,11 @@ class OpenFile(FileBytes):
         return self._recorded is not None and self._recorded[0] == self._generation
 
     @property
+    def is_kept(self) -> bool:
+        """Whether people can have the bytes as they are, since they were given up."""
+        return self._kept_generation == self._generation
+
+    @property
     def is_here(self) -> bool:
         """Whether all that is unsaved is here, so that the journal can have it."""
         return self._upload is None and not (self._staged is not None and self._staged.dropped)
@@ -290,8 +313,13 @@ class OpenFile(FileBytes):
         return (self._generation, self.attributes, self.inode.key, self.stored_key, self.condition)
 
     async def acknowledge(self) -> None:
-        """Return when the journal has everything, on the disk.  Raises `OSError`."""
+        """Return when the journal has everything, on the disk.
+
+        Raises `OSError`, and `StoreError` when the file was given up.
+        """
         async with self.lock:
+            if self.given_up and self.error is not None:
+                raise self.error
             if self.dirty and not self.acknowledged:
                 if self.recorded_bytes:
                     self.note()
@@ -353,28 +381,33 @@ class OpenFile(FileBytes):
             self._superseded.clear()
             self.record, self._recorded = "", None
 
-    async def keep(self) -> None:
-        """Leave unsaved bytes to people, who find them by ``s3mount recover``.
+    async def keep(self) -> bool:
+        """Have people find unsaved bytes by ``s3mount recover``; False when there are none.
 
-        Raises `OSError` when the disk does not take them.
+        Nobody may write meanwhile.  Raises `OSError` when the disk does not take them.
         """
         if self._staged is None and not self.record:
-            return
+            self._kept_generation = self._generation
+            return False
+        journal = self._workshop.journal
         with trio.CancelScope(shield=True):
-            if self.recorded_bytes:
-                failed = {"state": FAILED, "reason": str(self.error or "")}
-                self._workshop.journal.change(self.record, failed)
-            else:
+            taken = bool(self.record) and self.record not in journal  # By a person, meanwhile.
+            if not self.recorded_bytes:
+                if taken and self._staged is not None and self._staged.path is not None:
+                    await self._staged.fork()  # The file on the disk went with the record.
                 await self._record(FAILED)
+            elif not taken:
+                journal.change(self.record, {"state": FAILED, "reason": str(self.error or "")})
             if self._upload is not None and self._staged is not None and self._staged.dropped:
                 sent = {"upload": self._upload.id, "sent": self._upload.sent()}
-                self._workshop.journal.change(self.record, sent)
+                journal.change(self.record, sent)
                 self._upload.let_go()
                 self._upload = None
-            await self._workshop.journal.commit()
-        self._leave()
+            await journal.commit()
+        self._kept_generation = self._generation
+        return True
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Let go of the bytes, which the journal names."""
         if self._staged is not None:
             self._staged.close(lambda path: None)

@@ -133,7 +133,7 @@ class Recovery:
             file.found(info.etag)
             self._fs.open_files.saved(file)
         elif record.condition == ALWAYS and self._is_later(info, record):
-            file.error = Changed("somebody else has written it after it was closed here")
+            file.refuse(Changed("somebody else has written it after it was closed here"))
 
     def _is_ours(self, info: ObjectInfo, record: FileRecord) -> bool:
         """Whether an object is what the record says, to the nanosecond of its last change."""

@@ -105,6 +105,8 @@ class Renamer:
     ) -> None:
         """Move a file; *shadowed* is the key of the object that the store has at the new name."""
         file = await self._fs.file_of(source)
+        if file.given_up:
+            raise PosixError(errno.ESTALE)  # The name has another inode by now.
         if file.acknowledged and not file.stored_key and not file.lock.locked():
             await self._rename_waiting(file, replaced, shadowed, parent, name, segment)
             return
@@ -191,7 +193,7 @@ class Renamer:
         """Files that are open in a renamed tree have other objects below them now."""
         for file in self._fs.files.values():
             key = new + file.stored_key[len(old) :]
-            if file.stored_key.startswith(old) and key in moved:
+            if file.stored_key.startswith(old) and key in moved and not file.inode.gone:
                 file.rebase(key, moved[key])
                 file.inode.shown = moved[key]
 

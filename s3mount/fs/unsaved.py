@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 
@@ -21,7 +22,7 @@ from s3mount.errors import (
 )
 from s3mount.fs.inodes import Inode, InodeTable
 from s3mount.fs.markers import ATTRIBUTE_DELAY
-from s3mount.fs.openfile import OpenFile
+from s3mount.fs.openfile import CONFLICTS, OpenFile
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.writeback import LOST_ERRORS, WriteBack
 
@@ -49,11 +50,16 @@ class OpenFiles:
         self._retried: set[OpenFile] = set()
         self._keeping: set[OpenFile] = set()
         self._kept = trio.lowlevel.ParkingLot()
+        self._forget_name: Callable[[Inode], None] = lambda inode: None
         backlog = workshop.backlog
         self.writeback: WriteBack | None = None
         if backlog.max_size:
             self.writeback = WriteBack(backlog, workshop.nursery, self.save, self.settle)
             workshop.nursery.start_soon(self.writeback.run)
+
+    def tell_stale_names_to(self, forget_name: Callable[[Inode], None]) -> None:
+        """Whom to tell of an inode whose name stands for what somebody else has put there."""
+        self._forget_name = forget_name
 
     def add(self, file: OpenFile) -> None:
         """Take a file in."""
@@ -62,7 +68,11 @@ class OpenFiles:
 
     async def save(self, file: OpenFile) -> None:
         """Save a file, and take note of what the store has now."""
-        stored = await file.save()
+        try:
+            stored = await file.save()
+        except CONFLICTS:
+            self.lost(file)
+            raise
         if stored is not None:
             self.saved(file)
         if self.writeback is not None and not file.dirty:
@@ -73,6 +83,12 @@ class OpenFiles:
         writeback = self.writeback if file.dirty and file.changed else None
         if writeback is None or not writeback.takes(file) or not await writeback.acknowledge(file):
             await self.save(file)
+
+    async def keep(self, file: OpenFile) -> None:
+        """Return when what was given up of a file is on the disk, as far as it takes it."""
+        self.settle(file)
+        while file in self._keeping:
+            await self._kept.park()
 
     async def _make_safe_later(self, file: OpenFile) -> None:
         try:
@@ -90,6 +106,7 @@ class OpenFiles:
                     await self.make_safe(file)
                 except (StoreError, PosixError) as error:
                     self._workshop.report(file.inode.key, error)
+                    self.settle(file)
 
     async def forgotten(self) -> None:
         """Return when what was removed will stay removed after a crash."""
@@ -125,14 +142,21 @@ class OpenFiles:
         """The object under an open file is not that any more: who opens the name next asks."""
         inode = file.inode
         if inode.parent is not None and not inode.gone and not file.dirty:
+            self._drop_name(inode)
+
+    def _drop_name(self, inode: Inode) -> None:
+        if inode.parent is not None and not inode.gone:
             self._cache.drop(inode.parent.prefix, inode.segment)
             self._inodes.detach(inode)
+            self._forget_name(inode)
 
     def settle(self, file: OpenFile) -> None:
-        """Decide what becomes of a file that may have lost its last handle."""
-        if file.handles or self.by_inode.get(file.inode) is not file:
+        """Decide what becomes of a file that was given up, or may have lost its last handle."""
+        if self.by_inode.get(file.inode) is not file or file in self._keeping:
             return
-        if file in self._keeping:
+        if file.given_up and file.changed and not file.is_kept:
+            self._give_up(file)
+        if file.handles or file in self._keeping:
             return
         if file.dirty and file.changed:
             if not self._give_up(file):
@@ -160,25 +184,38 @@ class OpenFiles:
         """Whether no later attempt can save a file; its bytes are kept for people, then."""
         if not _is_lost(file):
             return False
+        file.given_up = True
+        if self.writeback is not None:
+            self.writeback.drop(file)
         self._keeping.add(file)
         self._workshop.nursery.start_soon(self._keep, file, file.inode.key, str(file.error))
-        self._inodes.detach(file.inode)
-        if file.inode.parent is not None:
-            self._cache.drop(file.inode.parent.prefix, file.inode.segment)
+        self._drop_name(file.inode)
         return True
 
     async def _keep(self, file: OpenFile, key: str, reason: str) -> None:
+        """Keep a file as it is now; what is written later is kept by a later close.
+
+        Nobody writes while the lock is held, so all that was written before a close that finds
+        us here is kept when we are done.
+        """
         with trio.CancelScope(shield=True):
             try:
-                await file.keep()
-                log.error("%s: %s; `s3mount recover` has what was written", key, reason)
+                async with file.lock:
+                    known = file.is_kept or file.unlinked
+                    found = not known and await file.keep()
+                if not known:
+                    what = "`s3mount recover` has what was written" if found else "it was empty"
+                    log.error("%s: %s; %s", key, reason, what)
             except OSError as error:
                 log.error("%s: %s; and it cannot be kept: %s", key, reason, error)
             finally:
                 self._keeping.discard(file)
                 self._kept.unpark_all()
+        if not file.handles:
+            if file.is_kept:
+                file.leave()
             file.detach()
-        self.settle(file)
+            self.settle(file)
 
     async def all_kept(self) -> None:
         """Return when everything that was given up is on the disk."""
@@ -209,6 +246,8 @@ class OpenFiles:
             return
         try:
             await self.save(file)
+        except CONFLICTS as error:
+            log.warning("%s: its attributes could not be saved: %s", file.inode.key, error)
         except (StoreError, PosixError) as error:
             file.unsaved_attributes = False
             self._workshop.report(file.inode.key, error)

@@ -94,6 +94,9 @@ class StagedFile:
 
     def write(self, offset: int, data: Buffer) -> None:
         """Put *data* at *offset*.  Raises `OSError` (ENOSPC, EIO) of the staging directory."""
+        if not isinstance(data, bytes):
+            # A view of a clean block: that may be dropped by our own taking of memory.
+            data = bytes(data)
         view, done = memoryview(data), 0
         while done < len(view):
             index, low = divmod(offset + done, BLOCK_SIZE)

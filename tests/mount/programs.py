@@ -36,7 +36,7 @@ def need(name: str) -> str:
 
 
 def has(name: str) -> bool:
-    """Whether a program is there that nobody has to install for the tests."""
+    """Whether a program is there; `scripts/bootstrap` need not have installed it."""
     return shutil.which(name) is not None
 
 

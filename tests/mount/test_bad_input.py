@@ -36,6 +36,7 @@ class Attempt:
     def run(self, *, foreground: bool) -> subprocess.CompletedProcess[str]:
         """Try it."""
         arguments = [self.bucket, str(self.mountpoint), "--endpoint-url", self.url]
+        arguments += ["--state-dir", f"{self.mountpoint}.state"]
         arguments += [*self.options, *(["--foreground"] if foreground else [])]
         return subprocess.run(
             [*COMMAND, *arguments],

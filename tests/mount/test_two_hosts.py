@@ -17,7 +17,7 @@ OWN = 4.0  # Seconds around our own write in which another's chmod may be taken 
 SHORT = 0.4  # Seconds: a time to live that can be waited for.
 LONG = 3600.0  # Seconds: nothing is seen within a test but by `open`, or when it is asked for.
 # Changes in part that the other host was faster with.
-CONFLICTS = r"could not be saved|pre-?conditions|NoSuchKey|kept in|changed in the store"
+CONFLICTS = r"could not be saved|pre-?conditions|NoSuchKey|changed in the store"
 
 
 def truth_of(shared: Shared):
