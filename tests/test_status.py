@@ -136,6 +136,7 @@ def test_status_sees_a_daemon_that_still_uploads_when_the_mount_is_gone(
 ):
     with FaultProxy(weed.url) as proxy:
         mounted = mount(bucket, url=proxy.url)
+        mount.expect_log("PutObject late: the store did not answer in time", optional=True)
         file = (mounted.path / "late").open("wb")
         file.write(b"x" * (4 * MIB))
         slow = proxy.inject(Throttle(MIB), method="PUT")

@@ -72,8 +72,9 @@ def host(tmp_path: Path, bucket: Bucket) -> Iterator[Host]:
     if reason := why_no_machine() or why_no_mounts():
         unavailable(reason)
     # pytest's own directories are closed to others, and some of these tests are others.
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_mode & 0o077 == 0:  # What pytest has made for itself.
+            directory.chmod(0o755)
     try:
         machine = Machine(tmp_path, {"AWS_EC2_METADATA_DISABLED": "true"})
     except RuntimeError as error:
