@@ -126,6 +126,7 @@ class ReadAhead:
                 self._settled = True
             else:
                 self._window = min(2 * self._window, self._max_window)
-        self._rate = max(rate, self._rate)
+        # That of the last window, not the best one: what had arrived before looks very fast.
+        self._rate = rate
         self._measured_at = now
         self._measured_position = self._position
