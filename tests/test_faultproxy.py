@@ -113,7 +113,8 @@ def test_slow_down_may_say_how_long(get: Fetch, proxy: FaultProxy):
 
 def test_refuses_an_upload_that_has_a_body(client, bucket: Bucket, get: Fetch, proxy: FaultProxy):
     proxy.inject(ACCESS_DENIED, operation="PutObject")
-    with pytest.raises(ClientError, match="AccessDenied"):
+    # An answer before the body was taken may be lost with the connection.
+    with pytest.raises((ClientError, BotoCoreError), match=r"AccessDenied|Connection was closed"):
         client.put_object(Bucket=bucket.name, Key="key", Body=b"new")
     assert get() == BODY
 

@@ -212,7 +212,6 @@ def test_all_bits_of_a_mode_are_kept(shared: Shared, work: Path, mode: int):
     directory.mkdir()
     file.chmod(mode)
     directory.chmod(mode | 0o700)
-    os.sync()
     os.setxattr(shared.root, "user.s3mount.refresh", b"")
     assert stat.S_IMODE(file.stat().st_mode) == mode
     assert stat.S_IMODE(directory.stat().st_mode) == mode | 0o700
