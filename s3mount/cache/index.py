@@ -95,12 +95,17 @@ class AttributeIndex:
 
     # -- asking ----------------------------------------------------------------------------
 
-    async def page(self, prefix: str, names: Sequence[str]) -> dict[str, Row]:
-        """The rows of *names* (see `row_name`) under *prefix*, and perhaps some between them."""
+    async def page(
+        self, prefix: str, names: Sequence[str], *, directories: bool = False
+    ) -> dict[str, Row]:
+        """The rows of *names* (see `row_name`) under *prefix*, and perhaps some between them.
+
+        Those who look for *directories* only get them also while the files are being dropped.
+        """
         reader, full = self._reader, self._root + prefix
         if reader is None or not names:
             return {}
-        lines, moving = "", self._is_moving(full)
+        lines, moving = "", self._is_moving(full, directories)
         try:
             with trio.move_on_after(READ_PATIENCE):
                 lines = await trio.to_thread.run_sync(
@@ -116,14 +121,19 @@ class AttributeIndex:
                 self._failed(error)
         except UnicodeError:
             return {}  # Half a surrogate pair: no object of S3 has it in its key.
-        if not lines or moving or self._is_moving(full):
+        if not lines or moving or self._is_moving(full, directories):
             return {}
         self._used.add(full)
         return parse(lines)
 
-    def _is_moving(self, prefix: str) -> bool:
-        """Whether the rows under *prefix* are to be moved or dropped, but stand there still."""
-        moves = (*self._moves, *self._moving)
+    def _is_moving(self, prefix: str, directories: bool) -> bool:
+        """Whether the rows under *prefix* are to be moved or dropped, but stand there still.
+
+        Those of *directories* stay in a move of a tree to itself, which drops files.
+        """
+        moves = [
+            move for move in (*self._moves, *self._moving) if not directories or move[0] != move[1]
+        ]
         return any(prefix.startswith(one) for move in moves for one in move if one is not None)
 
     def file(self, rows: dict[str, Row], segment: str, checked: float) -> Entry | None:
@@ -150,7 +160,7 @@ class AttributeIndex:
         pending = self._pending.get((self._root + prefix + slash, name))
         if pending is not None:
             return pending._replace(checked=checked)
-        rows = await self.page(prefix + slash, [name])
+        rows = await self.page(prefix + slash, [name], directories=True)
         return self.directory(rows, segment, checked)
 
     # -- learning --------------------------------------------------------------------------

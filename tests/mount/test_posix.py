@@ -212,9 +212,19 @@ def test_all_bits_of_a_mode_are_kept(shared: Shared, work: Path, mode: int):
     directory.mkdir()
     file.chmod(mode)
     directory.chmod(mode | 0o700)
+    os.sync()
     os.setxattr(shared.root, "user.s3mount.refresh", b"")
     assert stat.S_IMODE(file.stat().st_mode) == mode
     assert stat.S_IMODE(directory.stat().st_mode) == mode | 0o700
+
+
+def test_a_saved_mode_of_a_directory_survives_a_refresh(shared: Shared, work: Path):
+    directory = work / "directory"
+    directory.mkdir()
+    directory.chmod(0o2741)
+    time.sleep(0.6)  # Changes of attributes are collected for a moment before they are written.
+    os.setxattr(shared.root, "user.s3mount.refresh", b"")
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o2741
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
