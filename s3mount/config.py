@@ -8,14 +8,22 @@ takes plain values.
 # Each call of `option` makes a field of its own, so nothing is shared.
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
 
+from s3mount.declaring import (
+    ACCESS,
+    CACHING,
+    NETWORK,
+    PROCESS,
+    WRITING,
+    Option,
+    option,
+)
+from s3mount.storeoptions import StoreOptions
 from s3mount.values import (
     ADDRESS,
-    ADDRESSING,
     DURATION,
     FLAG,
     GROUP,
@@ -23,11 +31,9 @@ from s3mount.values import (
     MODE,
     ON_OFF,
     PATH,
-    PREFIX,
     SIZE,
     TEXT,
     TTL,
-    URL,
     USER,
     Address,
     Kind,
@@ -36,14 +42,6 @@ from s3mount.values import (
     parse_duration,
     parse_size,
 )
-
-STORE = "Store"
-ACCESS = "Access"
-CACHING = "Caching"
-WRITING = "Writing"
-NETWORK = "Network"
-PROCESS = "Process"
-SECTIONS = (STORE, ACCESS, CACHING, WRITING, NETWORK, PROCESS)
 
 PART = Kind(
     "SIZE",
@@ -55,48 +53,6 @@ COUNT = Kind("NUMBER", "a whole number from 1 to 1024", between(int, 1, 1024))
 LIMIT = Kind("TIME", "a time of at least 1s", between(parse_duration, 1))
 
 
-class Option(NamedTuple):
-    """One option, as the commands and the manual see it.
-
-    Names have dashes.  An alias ``NAME=VALUE`` is a flag: another spelling of the option with
-    that value.  `default` is what the manual says about it.
-    """
-
-    name: str
-    kind: Kind
-    section: str
-    manual: str
-    default: str
-    aliases: tuple[str, ...]
-    letter: str
-    in_file: bool
-
-
-def option(
-    kind: Kind,
-    section: str,
-    manual: str,
-    *,
-    default: str | None = None,
-    shown: str = "none",
-    compute: Callable[[], object] = lambda: None,
-    aliases: tuple[str, ...] = (),
-    letter: str = "",
-    in_file: bool = True,
-) -> Any:
-    """Declare a field of `Config`: its place in the manual, and how text becomes its value.
-
-    The default is given as the text that a user would write, or computed and *shown* as told.
-    """
-    text = default
-    return field(
-        default_factory=compute if text is None else lambda: kind.parse(text),
-        metadata={
-            "option": Option("", kind, section, manual, text or shown, aliases, letter, in_file)
-        },
-    )
-
-
 def state_directory() -> Path:
     """Return where journals live: the system's place for root, the user's for others."""
     if os.geteuid() == 0:
@@ -106,7 +62,7 @@ def state_directory() -> Path:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(StoreOptions):
     """The choices for one mount: sizes in bytes, times in seconds, paths absolute.
 
     `prefix` is empty or ends in a slash; `mountpoint` is the real path.  `mount_flags` holds
@@ -118,91 +74,6 @@ class Config:
     mountpoint: Path
     mount_flags: frozenset[str]
     environment: Mapping[str, str] = field(repr=False)
-    prefix: str = option(
-        PREFIX,
-        STORE,
-        "mount only the keys below this prefix, the same as BUCKET/PREFIX",
-        default="",
-        shown="the whole bucket",
-    )
-    endpoint_url: str | None = option(
-        URL,
-        STORE,
-        "address of the store; without it AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the "
-        "AWS profile are asked",
-        shown="AWS S3",
-        aliases=("url", "s3-endpoint"),
-    )
-    region: str | None = option(
-        TEXT,
-        STORE,
-        "region of the bucket; without it AWS_REGION, AWS_DEFAULT_REGION and the AWS profile "
-        "are asked, and the store itself corrects a wrong one",
-        shown="us-east-1",
-        aliases=("s3-region",),
-    )
-    profile: str | None = option(
-        TEXT,
-        STORE,
-        "section of ~/.aws/config and ~/.aws/credentials to use",
-        shown="AWS_PROFILE",
-        aliases=("s3-profile",),
-    )
-    credentials_file: Path | None = option(
-        PATH,
-        STORE,
-        "file of AWS credentials to use in place of ~/.aws/credentials and of the environment; "
-        "nobody else may be allowed to read it",
-        shown="AWS_SHARED_CREDENTIALS_FILE",
-        aliases=("shared-config", "s3-shared-credentials-file"),
-    )
-    passwd_file: Path | None = option(
-        PATH,
-        STORE,
-        "file of keys as s3fs has it: lines KEY:SECRET or BUCKET:KEY:SECRET; nobody else may be "
-        "allowed to read it",
-        shown="where nothing else is found: ~/.passwd-s3fs, /etc/passwd-s3fs",
-    )
-    path_style: bool | None = option(
-        ADDRESSING,
-        STORE,
-        "put the bucket into the path of a request, not into the host name; auto does so for "
-        "every store but AWS",
-        default="auto",
-        aliases=(
-            "force-path-style=true",
-            "use-path-request-style=true",
-            "s3-force-path-style",
-            "subdomain=false",
-        ),
-    )
-    no_sign_request: bool = option(
-        FLAG,
-        STORE,
-        "use no credentials, for public buckets",
-        default="false",
-        aliases=("anonymous", "public-bucket"),
-    )
-    ca_bundle: Path | None = option(
-        PATH,
-        STORE,
-        "file of certificates (PEM) to trust in place of the system's",
-        shown="AWS_CA_BUNDLE, else the system's",
-        aliases=("cacert",),
-    )
-    no_verify_ssl: bool = option(
-        FLAG,
-        STORE,
-        "accept any certificate: whoever is on the way can read and change everything",
-        default="false",
-        aliases=("no-check-certificate",),
-    )
-    insecure_http: bool = option(
-        FLAG,
-        STORE,
-        "allow requests with credentials over plain http:// to another machine",
-        default="false",
-    )
     ro: bool = option(
         FLAG,
         ACCESS,

@@ -7,53 +7,34 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
 from functools import partial
 
 import pyfuse3
 import trio
 
 from s3mount import control, logs, notify, webpage
-from s3mount.attributes import Defaults
-from s3mount.cache.blocks import BlockCache
+from s3mount.assembly import Assembly, Engine, Parts
 from s3mount.cache.disk import BlockDisk
-from s3mount.cache.index import AttributeIndex
-from s3mount.cache.metadata import MetaCache
 from s3mount.commands import Commands
 from s3mount.config import Config
 from s3mount.connecting import connect
 from s3mount.ending import Ending
 from s3mount.errors import MountError
-from s3mount.fs.changing import Changer
-from s3mount.fs.condemning import Condemner
-from s3mount.fs.filesystem import FileSystem
-from s3mount.fs.names import MAX_KEY, key_size
-from s3mount.fs.namespace import Namespace
-from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.recovery import Recovery
-from s3mount.fs.renaming import Renamer
-from s3mount.fs.tree import TreeMover
-from s3mount.fs.workshop import Workshop
-from s3mount.fs.xattrs import Xattrs
-from s3mount.fuse import FuseOperations, forget_in_kernel
 from s3mount.journaling import describe
 from s3mount.kernel import KernelMount, MountOptions
-from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
 from s3mount.mounts import name_helper
 from s3mount.private import refuse_shared
 from s3mount.reloading import Reloader
-from s3mount.reporting import Observed, Reporter
+from s3mount.reporting import Observed
 from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
 from s3mount.service import dump_state, heed_signals, keep_informed, toggle_debug
-from s3mount.write.backlog import Backlog
-from s3mount.write.extents import PartGrid
 from s3mount.write.keeper import Keeper
 from s3mount.write.mountjournal import MountJournal
 from s3mount.write.slots import Slots
-from s3mount.write.staging import StagingDirectory
 
 log = logging.getLogger(__name__)
 
@@ -64,22 +45,6 @@ RECENT = 20  # Warnings and errors that `s3mount status` shows.
 
 MIN_TASKS, MAX_TASKS = 32, 256  # That wait for requests, or serve one; to make one costs 30 us.
 GC_THRESHOLDS = 50_000, 20, 100
-
-
-@dataclass(slots=True)
-class _Parts:
-    """What one mount consists of."""
-
-    client: S3Client
-    blocks: BlockCache
-    index: AttributeIndex
-    journal: MountJournal
-    workshop: Workshop
-    budget: MemoryBudget
-    filesystem: FileSystem
-    mover: TreeMover
-    operations: FuseOperations
-    reporter: Reporter
 
 
 def run(config: Config, reload: Callable[[], Config], *, background: bool) -> int:
@@ -187,7 +152,8 @@ class Daemon:
             background.start_soon(self._disk.run)
         background.start_soon(journal.journal.run)
         work = await background.start(self._ending.hold)
-        parts = self._build(client, journal, background, work)
+        assembly = Assembly(self._config, client, journal, self._disk)
+        parts = assembly.build(self._observed, background, work)
         await parts.index.open()
         background.start_soon(parts.index.run)
         background.start_soon(self._ending.heed_signals, parts.filesystem)
@@ -199,6 +165,21 @@ class Daemon:
         await parts.index.close()
         return left
 
+    def _observed(self, engine: Engine, metrics: Metrics) -> Observed:
+        """What a report of this mount is made from."""
+        return Observed(
+            config=self._config,
+            source=self._source,
+            client=engine.client,
+            budget=engine.budget,
+            blocks=engine.blocks,
+            disk=self._disk,
+            filesystem=engine.filesystem,
+            metrics=metrics,
+            recent=self._recent,
+            stopping=lambda: self._ending.begun,
+        )
+
     async def _open_journal(self, client: S3Client) -> MountJournal:
         config = self._config
         at = client.settings
@@ -209,7 +190,7 @@ class Daemon:
         )
 
     def _observe(
-        self, parts: _Parts, listener: trio.SocketListener | None, background: trio.Nursery
+        self, parts: Parts, listener: trio.SocketListener | None, background: trio.Nursery
     ) -> None:
         """Start what tells others how the mount is, and what heeds their signals."""
         reporter = parts.reporter
@@ -221,7 +202,7 @@ class Daemon:
         background.start_soon(keep_informed, reporter.report, self._config.mountpoint)
 
     def _signal_actions(
-        self, parts: _Parts, background: trio.Nursery
+        self, parts: Parts, background: trio.Nursery
     ) -> Mapping[signal.Signals, Callable[[], None]]:
         reloader = Reloader(self._reload, parts.filesystem.cache, parts.operations)
 
@@ -234,121 +215,9 @@ class Daemon:
             signal.SIGUSR2: lambda: toggle_debug(self._config.log_level),
         }
 
-    # -- building --------------------------------------------------------------------------
-
-    def _build(
-        self,
-        client: S3Client,
-        journal: MountJournal,
-        background: trio.Nursery,
-        work: trio.Nursery,
-    ) -> _Parts:
-        config = self._config
-        staged = journal.slot.staged
-        limit = config.writeback_limit if config.writeback and not config.ro else 0
-        budget = MemoryBudget(config.memory)
-        blocks = BlockCache(
-            client, budget, background, self._disk, verify=not client.settings.secure
-        )
-        cache = MetaCache(
-            config.metadata_ttl,
-            config.negative_ttl,
-            max(1000, config.memory // 4 // ENTRY_COST),
-            trio.current_time,
-        )
-        defaults = Defaults(
-            config.uid,
-            config.gid,
-            config.file_mode & ~config.umask,
-            config.dir_mode & ~config.umask,
-        )
-        index = self._make_index(client, defaults)
-        namespace = Namespace(
-            client,
-            cache,
-            index,
-            blocks,
-            defaults,
-            background,
-            keep_attributes=config.attributes,
-            max_key=MAX_KEY - key_size(config.prefix),
-        )
-        window = config.read_ahead if config.read_ahead is not None else config.memory // 2
-        workshop = Workshop(
-            store=client,
-            blocks=blocks,
-            staging=StagingDirectory(staged, journal.checksum, follow=config.writeback),
-            budget=budget,
-            nursery=work,
-            grid=PartGrid(config.part_size),
-            checksum=checksum.function(client.capabilities.checksum),
-            max_window=window,
-            keep_attributes=config.attributes,
-            extra_headers={},
-            journal=journal.journal,
-            backlog=Backlog(limit, config.min_free_space, staged),
-        )
-        filesystem = FileSystem(
-            client, namespace, workshop, exclusive_at_open=config.exclusive_create == "open"
-        )
-        blocks.tell_damage_to(Condemner(filesystem, background, forget_in_kernel).condemn)
-        metrics = Metrics()
-        changer = Changer(filesystem)
-        mover = TreeMover(client, journal.journal, work)
-        operations = FuseOperations(
-            filesystem,
-            Renamer(filesystem, client, mover),
-            changer,
-            Xattrs(filesystem, changer, ObjectFacts(filesystem, client, client), client),
-            metrics,
-            ttl=config.metadata_ttl,
-            writeback_cache=True,
-        )
-        observed = Observed(
-            config=config,
-            source=self._source,
-            client=client,
-            budget=budget,
-            blocks=blocks,
-            disk=self._disk,
-            filesystem=filesystem,
-            metrics=metrics,
-            recent=self._recent,
-            stopping=lambda: self._ending.begun,
-        )
-        reporter = Reporter(observed)
-        return _Parts(
-            client,
-            blocks,
-            index,
-            journal,
-            workshop,
-            budget,
-            filesystem,
-            mover,
-            operations,
-            reporter,
-        )
-
-    def _make_index(self, client: S3Client, defaults: Defaults) -> AttributeIndex:
-        """The attribute index of the bucket.
-
-        Attributes that an object does not tell are the mount's defaults, so mounts with other
-        ones have another index.
-        """
-        config = self._config
-        what = (client.settings.url, config.bucket, *astuple(defaults))
-        return AttributeIndex(
-            config.state_dir / "index" if config.attributes else None,
-            "\0".join(map(str, what)),
-            config.prefix,
-            lasting=not client.capabilities.marker_metadata,
-            clock=trio.current_time,
-        )
-
     # -- serving ---------------------------------------------------------------------------
 
-    async def _serve(self, parts: _Parts, background: trio.Nursery) -> Sequence[OpenFile]:
+    async def _serve(self, parts: Parts, background: trio.Nursery) -> Sequence[OpenFile]:
         """Mount, serve until unmounted, and return the files that could not be saved."""
         self._kernel.mount(parts.operations, relay=not self._config.no_fast_init)
         try:
@@ -373,7 +242,7 @@ class Daemon:
         scope.cancel()
 
     async def _get_ready(
-        self, parts: _Parts, nursery: trio.Nursery, background: trio.Nursery
+        self, parts: Parts, nursery: trio.Nursery, background: trio.Nursery
     ) -> None:
         with trio.fail_after(ANSWER_TIMEOUT):
             await trio.to_thread.run_sync(os.stat, self._config.mountpoint, abandon_on_cancel=True)
@@ -396,7 +265,7 @@ class Daemon:
         if self._background:
             notify.dismiss()
 
-    def _commands(self, parts: _Parts) -> Commands:
+    def _commands(self, parts: Parts) -> Commands:
         """What the control socket can be asked for."""
         return Commands(
             self._config,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from s3mount import peers
-from s3mount.config import OPTIONS, Config, Option
+from s3mount.config import OPTIONS, Config
+from s3mount.declaring import Option
 from s3mount.environment import check_variable
 from s3mount.errors import MountError
 from s3mount.private import why_not_private

@@ -35,6 +35,7 @@ LAYERS = (
         "s3mount.config",
         "s3mount.control",
         "s3mount.controlclient",
+        "s3mount.declaring",
         "s3mount.diagnosis",
         "s3mount.environment",
         "s3mount.fstab",
@@ -46,6 +47,7 @@ LAYERS = (
         "s3mount.options",
         "s3mount.page",
         "s3mount.peers",
+        "s3mount.storeoptions",
         "s3mount.values",
         "s3mount.verdicts",
     ),
@@ -60,7 +62,7 @@ LAYERS = (
         "s3mount.service",
         "s3mount.webpage",
     ),
-    ("s3mount.storecheck", "s3mount.commands"),
+    ("s3mount.storecheck", "s3mount.commands", "s3mount.assembly"),
     ("s3mount.daemon",),
     ("s3mount.demo",),
     ("s3mount.cli", "s3mount.__main__"),
@@ -69,6 +71,7 @@ LAYERS = (
 # The S3 client is built in one place; everybody else knows the protocol in `s3mount.s3.store`.
 S3_USERS = (
     "s3mount.s3",
+    "s3mount.assembly",
     "s3mount.connecting",
     "s3mount.daemon",
     "s3mount.reporting",

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from s3mount import fstab, peers, values
 from s3mount.cli.arguments import mount_parser, parse_all, parse_arguments
-from s3mount.config import OPTIONS, SECTIONS, Config
+from s3mount.config import OPTIONS, Config
+from s3mount.declaring import SECTIONS
 from s3mount.errors import MountError
 from s3mount.machine import usable_memory
 from s3mount.options import (

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from s3mount import __version__, peers
-from s3mount.config import OPTIONS, SECTIONS, Config, Option
+from s3mount.config import OPTIONS, Config
+from s3mount.declaring import SECTIONS, Option
 from s3mount.options import (
     FLAG_WORDS,
     POSITIONAL,

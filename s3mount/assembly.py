@@ -1,0 +1,206 @@
+"""Which parts one mount consists of, and how they are put together from its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+
+import trio
+
+from s3mount.attributes import Defaults
+from s3mount.cache.blocks import BlockCache
+from s3mount.cache.disk import BlockDisk
+from s3mount.cache.index import AttributeIndex
+from s3mount.cache.metadata import MetaCache
+from s3mount.config import Config
+from s3mount.fs.changing import Changer
+from s3mount.fs.condemning import Condemner
+from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.names import MAX_KEY, key_size
+from s3mount.fs.namespace import Namespace
+from s3mount.fs.objectfacts import ObjectFacts
+from s3mount.fs.renaming import Renamer
+from s3mount.fs.tree import TreeMover
+from s3mount.fs.workshop import Workshop
+from s3mount.fs.xattrs import Xattrs
+from s3mount.fuse import FuseOperations, forget_in_kernel
+from s3mount.memory import MemoryBudget
+from s3mount.metrics import Metrics
+from s3mount.reporting import Observed, Reporter
+from s3mount.s3 import checksum
+from s3mount.s3.client import S3Client
+from s3mount.write.backlog import Backlog
+from s3mount.write.extents import PartGrid
+from s3mount.write.mountjournal import MountJournal
+from s3mount.write.staging import StagingDirectory
+
+ENTRY_COST = 600  # Bytes of memory that one cached name takes, about.
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What moves names and bytes between the kernel's side and the store."""
+
+    client: S3Client
+    budget: MemoryBudget
+    blocks: BlockCache
+    index: AttributeIndex
+    workshop: Workshop
+    filesystem: FileSystem
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What one mount consists of."""
+
+    client: S3Client
+    blocks: BlockCache
+    index: AttributeIndex
+    journal: MountJournal
+    workshop: Workshop
+    filesystem: FileSystem
+    mover: TreeMover
+    operations: FuseOperations
+    reporter: Reporter
+
+
+class Assembly:
+    """Builds the parts of one mount; nothing runs before the daemon starts it."""
+
+    def __init__(
+        self, config: Config, client: S3Client, journal: MountJournal, disk: BlockDisk | None
+    ) -> None:
+        self._config = config
+        self._client = client
+        self._journal = journal
+        self._disk = disk
+
+    def build(
+        self,
+        observed: Callable[[Engine, Metrics], Observed],
+        background: trio.Nursery,
+        work: trio.Nursery,
+    ) -> Parts:
+        """Build everything.  What saves files runs in *work*, which ends after *background*.
+
+        *observed* says what the mount's reports are made from.
+        """
+        engine = self._engine(background, work)
+        blocks, filesystem = engine.blocks, engine.filesystem
+        blocks.tell_damage_to(Condemner(filesystem, background, forget_in_kernel).condemn)
+        metrics = Metrics()
+        mover = TreeMover(self._client, self._journal.journal, work)
+        return Parts(
+            client=self._client,
+            blocks=blocks,
+            index=engine.index,
+            journal=self._journal,
+            workshop=engine.workshop,
+            filesystem=filesystem,
+            mover=mover,
+            operations=self._operations(filesystem, mover, metrics),
+            reporter=Reporter(observed(engine, metrics)),
+        )
+
+    def _engine(self, background: trio.Nursery, work: trio.Nursery) -> Engine:
+        client = self._client
+        budget = MemoryBudget(self._config.memory)
+        blocks = BlockCache(
+            client, budget, background, self._disk, verify=not client.settings.secure
+        )
+        defaults = self._defaults()
+        index = self._index(defaults)
+        namespace = self._namespace(defaults, index, blocks, background)
+        workshop = self._workshop(blocks, budget, work)
+        filesystem = FileSystem(
+            client,
+            namespace,
+            workshop,
+            exclusive_at_open=self._config.exclusive_create == "open",
+        )
+        return Engine(client, budget, blocks, index, workshop, filesystem)
+
+    def _defaults(self) -> Defaults:
+        config = self._config
+        return Defaults(
+            config.uid,
+            config.gid,
+            config.file_mode & ~config.umask,
+            config.dir_mode & ~config.umask,
+        )
+
+    def _index(self, defaults: Defaults) -> AttributeIndex:
+        """The attribute index of the bucket.
+
+        Attributes that an object does not tell are the mount's defaults, so mounts with other
+        ones have another index.
+        """
+        config = self._config
+        what = (self._client.settings.url, config.bucket, *astuple(defaults))
+        return AttributeIndex(
+            config.state_dir / "index" if config.attributes else None,
+            "\0".join(map(str, what)),
+            config.prefix,
+            lasting=not self._client.capabilities.marker_metadata,
+            clock=trio.current_time,
+        )
+
+    def _namespace(
+        self,
+        defaults: Defaults,
+        index: AttributeIndex,
+        blocks: BlockCache,
+        background: trio.Nursery,
+    ) -> Namespace:
+        config = self._config
+        cache = MetaCache(
+            config.metadata_ttl,
+            config.negative_ttl,
+            max(1000, config.memory // 4 // ENTRY_COST),
+            trio.current_time,
+        )
+        return Namespace(
+            self._client,
+            cache,
+            index,
+            blocks,
+            defaults,
+            background,
+            keep_attributes=config.attributes,
+            max_key=MAX_KEY - key_size(config.prefix),
+        )
+
+    def _workshop(self, blocks: BlockCache, budget: MemoryBudget, work: trio.Nursery) -> Workshop:
+        config = self._config
+        staged = self._journal.slot.staged
+        limit = config.writeback_limit if config.writeback and not config.ro else 0
+        window = config.read_ahead if config.read_ahead is not None else config.memory // 2
+        return Workshop(
+            store=self._client,
+            blocks=blocks,
+            staging=StagingDirectory(staged, self._journal.checksum, follow=config.writeback),
+            budget=budget,
+            nursery=work,
+            grid=PartGrid(config.part_size),
+            checksum=checksum.function(self._client.capabilities.checksum),
+            max_window=window,
+            keep_attributes=config.attributes,
+            extra_headers={},
+            journal=self._journal.journal,
+            backlog=Backlog(limit, config.min_free_space, staged),
+        )
+
+    def _operations(
+        self, filesystem: FileSystem, mover: TreeMover, metrics: Metrics
+    ) -> FuseOperations:
+        client = self._client
+        changer = Changer(filesystem)
+        return FuseOperations(
+            filesystem,
+            Renamer(filesystem, client, mover),
+            changer,
+            Xattrs(filesystem, changer, ObjectFacts(filesystem, client, client), client),
+            metrics,
+            ttl=self._config.metadata_ttl,
+            writeback_cache=True,
+        )
