@@ -18,6 +18,7 @@ from s3mount.fs.draining import save_all
 from s3mount.fs.filesystem import FileSystem
 from s3mount.kernel import KernelMount, open_files
 from s3mount.reporting import Reporter
+from s3mount.watch import Watch
 from s3mount.write.keeper import Keeper, act
 
 FORCE_PATIENCE = 5.0  # Seconds for uploads before an unmounting that is to happen in any case.
@@ -38,6 +39,7 @@ class Commands:
         filesystem: FileSystem,
         reporter: Reporter,
         keeper: Keeper,
+        watch: Watch,
     ) -> None:
         self._config = config
         self._source = source
@@ -46,6 +48,7 @@ class Commands:
         self._filesystem = filesystem
         self._reporter = reporter
         self._keeper = keeper
+        self._watch = watch
 
     def handlers(self) -> Mapping[str, control.Handler]:
         """The commands by name."""
@@ -55,6 +58,7 @@ class Commands:
             "status": self._status,
             "sync": self._sync,
             "recover": self._recover,
+            "trace": self._watch.run,
             "umount": self._umount,
         }
 

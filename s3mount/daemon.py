@@ -32,6 +32,7 @@ from s3mount.reporting import Observed
 from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
 from s3mount.service import dump_state, heed_signals, keep_informed, toggle_debug
+from s3mount.watch import Watch
 from s3mount.write.keeper import Keeper
 from s3mount.write.mountjournal import MountJournal
 from s3mount.write.slots import Slots
@@ -280,4 +281,5 @@ class Daemon:
                 parts.workshop.grid,
                 attributes=self._config.attributes,
             ),
+            watch=Watch(parts.client.trace),
         )

@@ -62,6 +62,7 @@ class Reporter:
             "rates": {k: round(v, 3) for k, v in self.sampler.rates()._asdict().items()},
             "cache": self._cache(),
             "credentials": self._credentials(),
+            "watched": of.client.trace.watched,
             "errors": of.recent.entries(),
             "notes": list(of.client.capabilities.notes),
         }

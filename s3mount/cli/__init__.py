@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "remove-helpers": "s3mount.cli.helpers:remove",
     "status": "s3mount.cli.status",
     "sync": "s3mount.cli.sync",
+    "trace": "s3mount.cli.trace",
     "umount": "s3mount.cli.umount",
     "url": "s3mount.cli.url",
     "warmup": "s3mount.cli.warmup",

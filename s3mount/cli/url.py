@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3mount.cli.arguments import Parser
+from s3mount.cli.asking import seconds_of
 from s3mount.errors import MountError
 from s3mount.options import OptionError
-from s3mount.values import DURATION
 
 LONGEST = 7 * 86400  # seconds, S3's own limit
 EPILOG = """\
@@ -46,10 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> int:
-    try:
-        seconds = round(float(str(DURATION.parse(text))))
-    except ValueError as error:
-        raise OptionError(f"option expires: {text!r} is not {DURATION.expected}") from error
+    seconds = round(seconds_of("expires", text))
     if not 1 <= seconds <= LONGEST:
         raise OptionError("option expires: a link is good for 1s to 7d")
     return seconds

@@ -33,6 +33,7 @@ from s3mount.s3.store import (
     Precondition,
     StoredChecksum,
 )
+from s3mount.tracing import Trace
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,11 @@ class BucketReader:
     def statistics(self) -> Statistics:
         """What has been done so far."""
         return self._calls.statistics
+
+    @property
+    def trace(self) -> Trace:
+        """Where those who watch hear of the requests."""
+        return self._calls.trace
 
     @property
     def credential_source(self) -> CredentialSource | None:
