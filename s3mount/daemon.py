@@ -15,11 +15,13 @@ import trio
 from s3mount import control, logs, notify, webpage
 from s3mount.assembly import Assembly, Engine, Parts
 from s3mount.cache.disk import BlockDisk
+from s3mount.caches import Caches
 from s3mount.commands import Commands
 from s3mount.config import Config
 from s3mount.connecting import connect
 from s3mount.ending import Ending
 from s3mount.errors import MountError
+from s3mount.fs.inspecting import Inspector
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.recovery import Recovery
 from s3mount.journaling import describe
@@ -282,4 +284,8 @@ class Daemon:
                 attributes=self._config.attributes,
             ),
             watch=Watch(parts.client.trace),
+            inspector=Inspector(parts.filesystem, parts.client, parts.blocks, self._disk),
+            caches=Caches(
+                self._config, parts.filesystem, parts.operations, parts.blocks, self._disk
+            ),
         )

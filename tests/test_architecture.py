@@ -59,6 +59,7 @@ LAYERS = (
         "s3mount.verdicts",
     ),
     (
+        "s3mount.caches",
         "s3mount.connecting",
         "s3mount.ending",
         "s3mount.machinecheck",

@@ -22,12 +22,13 @@ from s3mount.s3 import checksum, listing, xml
 from s3mount.s3.calls import Calls, Request, Statistics
 from s3mount.s3.download import Download
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
-from s3mount.s3.objects import demand_s3, object_info, read_answer
+from s3mount.s3.objects import demand_s3, listed_version, object_info, read_answer
 from s3mount.s3.retry import Operation
-from s3mount.s3.sigv4 import escape_key
+from s3mount.s3.sigv4 import canonical_query, escape_key
 from s3mount.s3.store import (
     ALWAYS,
     Capabilities,
+    ListedVersion,
     ListPage,
     ObjectInfo,
     Precondition,
@@ -133,6 +134,17 @@ class BucketReader:
     async def presigned_url(self, key: str, seconds: int) -> str:
         """A link for everybody; see `ObjectLinks.presigned_url`."""
         return await self._calls.presigned_url(self._path(key), seconds)
+
+    async def list_versions(self, key: str, *, limit: int) -> Sequence[ListedVersion]:
+        """The versions of an object, the latest first; see `ObjectHistory.list_versions`."""
+        full = self.prefix + key
+        parameters = [("encoding-type", "url"), ("max-keys", str(limit)), ("prefix", full)]
+        query = canonical_query([*parameters, ("versions", "")])
+        request = Request("ListObjectVersions", "GET", key, self._bucket_path(), query)
+        listed = read_answer(request, xml.version_page, await self._calls.call(request))
+        found = [listed_version(fields) for fields in listed if fields["Key"] == full]
+        # Some stores list the markers of deletions behind all versions.
+        return sorted(found, key=lambda one: (one.latest, one.modified_ns), reverse=True)
 
     # ------------------------------------------------------------------ reading
 

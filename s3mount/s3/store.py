@@ -142,6 +142,17 @@ class ListedUpload(NamedTuple):
     algorithm: str
 
 
+class ListedVersion(NamedTuple):
+    """A version of an object, or the marker of its deletion (`deleted`, without size and ETag)."""
+
+    version_id: str
+    latest: bool
+    deleted: bool
+    modified_ns: int
+    size: int
+    etag: str
+
+
 @dataclass(frozen=True, slots=True)
 class Precondition:
     """When a write may take effect: always, only over `etag`, or only over nothing."""
@@ -199,6 +210,14 @@ class ObjectLinks(Protocol):
 
     async def presigned_url(self, key: str, seconds: int) -> str:
         """A link by which anybody may GET the object for *seconds* (at most a week)."""
+        ...
+
+
+class ObjectHistory(Protocol):
+    """What objects have been."""
+
+    async def list_versions(self, key: str, *, limit: int) -> Sequence[ListedVersion]:
+        """The versions of an object that its bucket keeps, the latest first, *limit* at most."""
         ...
 
 
