@@ -270,7 +270,9 @@ class BlockDisk:
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
                 database.rollback()
-                return  # Another mount writes just now: these blocks are not kept.
+                # Another mount writes just now: what nobody has written down must not stay.
+                self._unlink(item.name for item in batch)
+                return
             log.warning("%s: the cache is damaged and starts anew: %s", self._path, error)
             self._start_anew()
 

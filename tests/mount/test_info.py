@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from s3mount.cache import ledger
 from s3mount.cache.disk import BlockDisk
@@ -295,4 +296,19 @@ async def test_what_an_earlier_version_has_cached_is_taken_over(tmp_path: Path):
     assert (share.store, share.blocks) == (b"", 1)
     await keep(disk, "b")
     assert len(await disk.shares()) == 2
+    disk.close()
+
+
+async def test_what_could_not_be_written_down_does_not_stay_on_the_disk(tmp_path: Path):
+    disk = make_disk(tmp_path / "cache", "http://s\0one\0")
+    other = sqlite3.connect(tmp_path / "cache" / ledger.FILE, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        name = await keep(disk, "a")
+        assert not disk.has(name)
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+    assert disk.has(await keep(disk, "a"))
+    await trio.lowlevel.checkpoint()
     disk.close()
