@@ -33,7 +33,13 @@ from s3mount.reloading import Reloader
 from s3mount.reporting import Observed
 from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
-from s3mount.service import dump_state, heed_signals, keep_informed, toggle_debug
+from s3mount.service import (
+    dump_state,
+    heed_signals,
+    keep_informed,
+    sum_up_complaints,
+    toggle_debug,
+)
 from s3mount.watch import Watch
 from s3mount.write.keeper import Keeper
 from s3mount.write.mountjournal import MountJournal
@@ -199,6 +205,7 @@ class Daemon:
         reporter = parts.reporter
         background.start_soon(heed_signals, self._signal_actions(parts, background))
         background.start_soon(reporter.sampler.run)
+        background.start_soon(sum_up_complaints)
         if listener is not None:
             pages = webpage.Pages(reporter.status, reporter.metrics)
             background.start_soon(webpage.serve, listener, pages)

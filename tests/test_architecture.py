@@ -21,6 +21,7 @@ LAYERS = (
         "s3mount.memory",
         "s3mount.private",
         "s3mount.machine",
+        "s3mount.repeats",
         "s3mount.tracing",
     ),
     ("s3mount.s3.store",),
