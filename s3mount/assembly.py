@@ -34,7 +34,6 @@ from s3mount.write.extents import PartGrid
 from s3mount.write.mountjournal import MountJournal
 from s3mount.write.staging import StagingDirectory
 
-SLOW = 10.0  # Seconds for one operation, from which on the log names it.
 ENTRY_COST = 600  # Bytes of memory that one cached name takes, about.
 
 
@@ -205,5 +204,5 @@ class Assembly:
             client.trace,
             ttl=self._config.metadata_ttl,
             writeback_cache=True,
-            slow=SLOW,
+            slow=self._config.log_slow,
         )
