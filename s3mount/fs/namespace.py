@@ -347,15 +347,18 @@ class Namespace:
 
     async def _look_inside(self, key: str, listed: Entry) -> Entry:
         buffer = memoryview(bytearray(listed.size))
+        version = ObjectVersion(key, listed.etag, listed.size)
         try:
             # Of one version, and whole: only then the store tells the checksum of what it sends.
-            info = await self._store.get(
-                key, 0, [buffer], etag=listed.etag or None, size=listed.size
-            )
+            # Whoever reads it meanwhile, by what an earlier answer said, waits for these bytes.
+            with self._blocks.arriving(version, 0):
+                info = await self._store.get(
+                    key, 0, [buffer], etag=listed.etag or None, size=listed.size
+                )
+                if info.size == listed.size:
+                    self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
         except (Changed, InvalidRange):  # It is another one since it was listed.
             return self.entry(await self._store.head(key))
-        if info.size == listed.size:
-            self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
         return self.entry(info)
 
     async def _look_prefix(self, key: str) -> Entry | None:
