@@ -16,7 +16,8 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 
 from benchmarks import processes
-from benchmarks.data import Scale, write_archive
+from benchmarks.bare import BARE
+from benchmarks.data import FULL, Scale, write_archive
 from benchmarks.load import Job
 from benchmarks.meter import LoadReport
 from benchmarks.objects import Bucket
@@ -24,7 +25,7 @@ from benchmarks.proxy_process import ProxyProcess
 from benchmarks.results import Cell, Table
 from benchmarks.server import Server, endpoint_url
 from benchmarks.systems import MountFailed, System, Target, last_words, mounted
-from benchmarks.workloads import DataSets, Row, Workload
+from benchmarks.workloads import LARGE, WORKLOADS, DataSets, Row, Workload
 
 LOAD_PATIENCE = 240.0  # seconds; a workload that takes longer has failed
 LONG_RUN = 30.0  # seconds; what takes longer is not repeated
@@ -92,7 +93,38 @@ class Runner:
                     _tell(self._way, workload, system, outcome)
                     if isinstance(outcome, str) or outcome.is_long:
                         able.remove(system)
-        return Table(self._way, [system.name for system in systems], cells)
+        bare = self._bare([each.name for each in workloads], repeats)
+        return Table(self._way, [system.name for system in systems], cells, bare)
+
+    def _bare(self, names: Sequence[str], repeats: int) -> dict[str, float]:
+        """The figures of some workloads when their requests are made without a file system."""
+        wanted = [name for name in names if name in BARE]
+        if not wanted:
+            return {}
+        for name in wanted:
+            self.data_sets.need(WORKLOADS[name].data_set)
+        self.data_sets.need(LARGE)
+        target = self._target(WORKLOADS[wanted[0]], self.work / "bare")
+        command = [sys.executable, "-m", "benchmarks.bare", "--url", target.url]
+        command += ["--bucket", target.bucket, "--repeat", str(repeats)]
+        command += ["--quick"] * (self.scale.large < FULL.large)
+        environment = {**target.environment, "TMPDIR": str(self.work)}
+        try:
+            done = subprocess.run(
+                [*command, *wanted],
+                env=environment,
+                cwd=processes.REPOSITORY,
+                stdout=subprocess.PIPE,
+                timeout=LOAD_PATIENCE,
+                check=True,
+            )
+        except subprocess.SubprocessError as error:
+            print(f"{self._way:7} bare      {error}", file=sys.stderr)
+            return {}
+        found: dict[str, float] = json.loads(done.stdout)
+        print(f"{self._way:7} bare   {found}", file=sys.stderr)
+        self.server.empty_wastebasket()
+        return found
 
     @property
     def _way(self) -> str:
