@@ -25,7 +25,7 @@ from benchmarks.proxy_process import ProxyProcess
 from benchmarks.results import Cell, Table
 from benchmarks.server import Server, endpoint_url
 from benchmarks.systems import MountFailed, System, Target, last_words, mounted
-from benchmarks.workloads import LARGE, WORKLOADS, DataSets, Row, Workload
+from benchmarks.workloads import DataSets, Row, Workload
 
 LOAD_PATIENCE = 240.0  # seconds; a workload that takes longer has failed
 LONG_RUN = 30.0  # seconds; what takes longer is not repeated
@@ -93,18 +93,19 @@ class Runner:
                     _tell(self._way, workload, system, outcome)
                     if isinstance(outcome, str) or outcome.is_long:
                         able.remove(system)
-        bare = self._bare([each.name for each in workloads], repeats)
+        bare = self._bare(workloads, repeats)
         return Table(self._way, [system.name for system in systems], cells, bare)
 
-    def _bare(self, names: Sequence[str], repeats: int) -> dict[str, float]:
-        """The figures of some workloads when their requests are made without a file system."""
-        wanted = [name for name in names if name in BARE]
+    def _bare(self, workloads: Sequence[Workload], repeats: int) -> dict[str, float]:
+        """The figures of some rows when their requests are made without a file system."""
+        rows = [(workload, row.key) for workload in workloads for row in workload.rows]
+        wanted = [key for _, key in rows if key in BARE]
         if not wanted:
             return {}
-        for name in wanted:
-            self.data_sets.need(WORKLOADS[name].data_set)
-        self.data_sets.need(LARGE)
-        target = self._target(WORKLOADS[wanted[0]], self.work / "bare")
+        for workload, key in rows:
+            if key in BARE:
+                self.data_sets.need(workload.data_set)
+        target = self._target(workloads[0], self.work / "bare")
         command = [sys.executable, "-m", "benchmarks.bare", "--url", target.url]
         command += ["--bucket", target.bucket, "--repeat", str(repeats)]
         command += ["--quick"] * (self.scale.large < FULL.large)
