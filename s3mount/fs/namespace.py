@@ -57,7 +57,8 @@ class Namespace:
 
     Each question is under way once, however many ask it.  A *segment* here is a slot, see
     `s3mount.fs.names`.  `folders` tells whether markers of Hadoop's kind have been seen, which
-    cost a question more; *max_key* is the most bytes that a key may have.
+    cost a question more; *max_key* is the most bytes that a key may have.  `expects_attributes`
+    says of a directory that is to be listed whether its files will be looked at.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Namespace:
         self.defaults = defaults
         self.keep_attributes = keep_attributes
         self.folders = False
+        self.expects_attributes: Callable[[str], bool] = lambda _prefix: False
         self._max_key = max_key
         self._store = store
         self._blocks = blocks
@@ -421,7 +423,8 @@ class Namespace:
         if listing is not None and listing.usable:
             return listing
         known = self.cache.listing(prefix, max_age)
-        listing = Listing(prefix, self._store, self.cache, self.index)
+        entry_of = self.entry if known is None and self.expects_attributes(prefix) else None
+        listing = Listing(prefix, self._store, self.cache, self.index, entry_of)
         if known is not None:
             return listing.fill(known)
         self._listings[prefix] = listing
