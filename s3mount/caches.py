@@ -75,6 +75,7 @@ class Caches:
             "path": str(self._config.cache),
             "limit": self._config.max_cache_size,
             "hits": disk.hits,
+            "misses": disk.misses,
             "hit_bytes": disk.hit_bytes,
             "hit_rate": round(disk.hits / looked, 4) if looked else None,
             "shares": [share.described() for share in await disk.shares()],

@@ -45,7 +45,7 @@ Found = Mapping[str, Any]
 
 def main(arguments: Sequence[str]) -> int:
     """Show what is cached, or clear it, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     if parsed.cache is not None:
         found = _in_directory(Path(parsed.cache), parsed.chosen, clear=parsed.clear)
         rows = _directory_rows(found)
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     return 32 if failures else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount cache",
         description="Shows what is cached for which bucket, and clears it.",
@@ -138,7 +139,7 @@ def _mount_row(found: Found) -> Iterator[str]:
     disk = found["disk"]
     rate = ""
     if disk is not None and disk["hit_rate"] is not None:
-        looked = round(disk["hits"] / disk["hit_rate"]) if disk["hit_rate"] else 0
+        looked = disk["hits"] + disk["misses"]
         rate = f"; {disk['hit_rate']:.0%} of {looked:,} blocks that were missing came from disk"
     yield f"{where}: {memory}{rate}"
 

@@ -31,7 +31,7 @@ Found = Mapping[str, Any]
 
 def main(arguments: Sequence[str]) -> int:
     """Show what is known of each path, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     found = list(_look(parsed.path))
     if parsed.json:
         print(json.dumps({"paths": found}, indent=2))
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     return 32 if any("error" in one for one in found) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount info",
         description="Shows the object behind a path: key, ETag, size, parts, metadata, and more.",

@@ -11,6 +11,13 @@ Found = Mapping[str, Any]
 
 SHOWN_RANGES = 8
 SHOWN_VERSIONS = 10
+TITLES = {
+    "content_type": "content",
+    "content_encoding": "encoding",
+    "encryption": "encrypted",
+    "restore": "restore",
+    "version_id": "version",
+}
 NO_MOMENT = "at an unknown time"
 
 
@@ -39,9 +46,9 @@ def _object(stored: Found, found: Found) -> Iterator[tuple[str, str]]:
         yield "stored", f"{_size(stored['size'])} by now"
     yield "stored at", _moment(stored["modified"])
     yield "class", printable(stored["storage_class"])
-    for name in ("content_type", "content_encoding", "encryption", "restore", "version_id"):
+    for name, title in TITLES.items():
         if name in stored:
-            yield name.removeprefix("content_").replace("_id", ""), printable(stored[name])
+            yield title, printable(stored[name])
     title = "metadata"
     for name, value in sorted(stored["metadata"].items()):
         yield title, f"{printable(name)} = {printable(value)}"

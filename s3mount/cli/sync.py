@@ -13,7 +13,7 @@ from s3mount.values import canonical
 
 def main(arguments: Sequence[str]) -> int:
     """Wait until a mount is in step with its bucket, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     mount = mount_of(canonical(parsed.path))
     timeout = patience_of(parsed.timeout)
     progress = Progress(visible=sys.stderr.isatty())
@@ -28,7 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount sync",
         description="Returns when everything that was written to a mount is in the store.",

@@ -72,7 +72,7 @@ class Show:
 
 def main(arguments: Sequence[str]) -> int:
     """Show what happens until Ctrl-C, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     slow = _slow(parsed.slow)
     mount = _chosen(parsed.mountpoint)
     show = Show(as_json=parsed.json, colours=sys.stdout.isatty())
@@ -90,7 +90,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount trace",
         description="Shows what programs do on a mount, as it happens, and what it asks of S3.",

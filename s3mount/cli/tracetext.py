@@ -38,12 +38,14 @@ def _operation(event: Event, paint: Paint) -> str:
 
 def _request(request: Event, paint: Paint) -> str:
     key = printable(request["key"]) + (f" {request['range']}" if request["range"] else "")
-    good = 200 <= request["status"] < 400
+    colour = GREEN if 200 <= request["status"] < 400 else RED
+    if request["status"] == 404:
+        colour = YELLOW  # What is looked for is often not there.
     result = str(request["status"]) if request["status"] else printable(request["error"])
     identity = f"  {printable(request['request_id'])}" if request["request_id"] else ""
     kind = f"{request['kind']:<{KIND_WIDTH}}"
     what = paint(f"{request['method']:<6} {kind} {key}", DIM)
-    result = paint(result, GREEN if good else RED)
+    result = paint(result, colour)
     return f"{what}  {result}  {_took(request['seconds'], paint)}{paint(identity, DIM)}"
 
 

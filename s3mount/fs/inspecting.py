@@ -171,10 +171,10 @@ class Inspector:
         if not key:
             return None
         try:
-            found = await self._source.list_versions(key, limit=MAX_VERSIONS)
+            found = await self._source.versions_of(key)
         except (Denied, Unsupported, InvalidRequest, NotFound):
             return None
-        return [_version(one) for one in found]
+        return [_version(one) for one in found[:MAX_VERSIONS]]
 
 
 def _object(info: ObjectInfo) -> Facts:
@@ -198,10 +198,10 @@ def _ranges(found: Extents) -> Facts:
 
 def _version(one: ListedVersion) -> Facts:
     return {
-        "version_id": one.version_id,
+        "version_id": one.id,
         "latest": one.latest,
         "deleted": one.deleted,
-        "modified": one.modified_ns / 1e9,
+        "modified": one.moment_ns / 1e9,
         "size": one.size,
         "etag": one.etag.strip('"'),
     }

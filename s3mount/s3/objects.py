@@ -167,12 +167,12 @@ def listed_version(fields: Mapping[str, str]) -> ListedVersion:
     """A version of an object as a listing shows it."""
     size = fields.get("Size", "0")
     return ListedVersion(
-        fields.get("VersionId", ""),
-        fields.get("IsLatest") == "true",
-        "deleted" in fields,
-        xml.modified_ns(fields.get("LastModified", "")),
-        int(size) if size.isdecimal() else 0,
-        xml.quoted(fields.get("ETag", "")),
+        id=fields.get("VersionId", ""),
+        size=int(size) if size.isdecimal() else 0,
+        etag=xml.quoted(fields.get("ETag", "")),
+        moment_ns=xml.modified_ns(fields.get("LastModified", "")),
+        latest=fields.get("IsLatest") == "true",
+        deleted="deleted" in fields,
     )
 
 

@@ -135,16 +135,16 @@ class BucketReader:
         """A link for everybody; see `ObjectLinks.presigned_url`."""
         return await self._calls.presigned_url(self._path(key), seconds)
 
-    async def list_versions(self, key: str, *, limit: int) -> Sequence[ListedVersion]:
-        """The versions of an object, the latest first; see `ObjectHistory.list_versions`."""
+    async def versions_of(self, key: str) -> Sequence[ListedVersion]:
+        """The versions of one object; see `ObjectHistory.versions_of`."""
         full = self.prefix + key
-        parameters = [("encoding-type", "url"), ("max-keys", str(limit)), ("prefix", full)]
+        parameters = [("encoding-type", "url"), ("prefix", full)]
         query = canonical_query([*parameters, ("versions", "")])
         request = Request("ListObjectVersions", "GET", key, self._bucket_path(), query)
         listed = read_answer(request, xml.version_page, await self._calls.call(request))
         found = [listed_version(fields) for fields in listed if fields["Key"] == full]
         # Some stores list the markers of deletions behind all versions.
-        return sorted(found, key=lambda one: (one.latest, one.modified_ns), reverse=True)
+        return sorted(found, key=lambda one: (one.latest, one.moment_ns), reverse=True)
 
     # ------------------------------------------------------------------ reading
 

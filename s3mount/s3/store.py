@@ -143,14 +143,17 @@ class ListedUpload(NamedTuple):
 
 
 class ListedVersion(NamedTuple):
-    """A version of an object, or the marker of its deletion (`deleted`, without size and ETag)."""
+    """A version of an object, or the marker of its deletion (`deleted`, without size and ETag).
 
-    version_id: str
-    latest: bool
-    deleted: bool
-    modified_ns: int
+    `moment_ns` is its Last-Modified.
+    """
+
+    id: str
     size: int
     etag: str
+    moment_ns: int
+    latest: bool
+    deleted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +219,8 @@ class ObjectLinks(Protocol):
 class ObjectHistory(Protocol):
     """What objects have been."""
 
-    async def list_versions(self, key: str, *, limit: int) -> Sequence[ListedVersion]:
-        """The versions of an object that its bucket keeps, the latest first, *limit* at most."""
+    async def versions_of(self, key: str) -> Sequence[ListedVersion]:
+        """The versions of one object, the newest first; of very many those of one page."""
         ...
 
 
