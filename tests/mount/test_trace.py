@@ -80,8 +80,10 @@ def listen(shared: Shared) -> Iterator[Callable[..., Listening]]:
 
 
 def is_watched(shared: Shared) -> bool:
-    found = json.loads(shared.mounter.run("status", "--json", str(shared.root)).stdout)
-    return bool(found["mounts"][0]["watched"])
+    done = shared.mounter.run("status", "--json", str(shared.root))
+    assert done.returncode == 0, done.stdout
+    (found,) = json.loads(done.stdout)["mounts"]
+    return bool(found["watched"])
 
 
 def of(operation: str, path: Path) -> Callable[[Event], bool]:
