@@ -58,7 +58,10 @@ class Subjects:
         """The thread that has opened the file of a handle, 0 if this is about none."""
         if operation not in FILE_OPERATIONS or not isinstance(what, int):
             return 0
-        return self._fs.handles.opener(what)
+        try:
+            return self._fs.handles.opener(what)
+        except KeyError:
+            return 0  # Closed already.
 
     def program(self, process_id: int) -> str:
         """The name of a program that runs; empty when it has ended."""

@@ -54,8 +54,10 @@ class Repeats(logging.Filter):
         return bool(getattr(record, _PASSED))
 
     def _is_new(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.INFO:
+            return True
         failures, path = _about(record)
-        if record.levelno < logging.INFO or not _is_complaint(record, failures):
+        if not _is_complaint(record, failures):
             return True
         now = self._clock()
         name = (record.name, record.levelno, str(record.msg), failures)

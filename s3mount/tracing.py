@@ -19,6 +19,7 @@ from typing import NamedTuple
 import trio
 
 MAX_WAITING = 4096  # Events that wait for one who watches; what comes on top is only counted.
+MAX_ATTEMPTS = 1000  # Requests that are told of one operation: a directory may be renamed.
 MAX_TAKEN = 256  # Events that are taken at once.
 
 Event = Mapping[str, object]
@@ -44,10 +45,10 @@ class Attempt(NamedTuple):
 class Cause:
     """One operation that is watched, and the requests that it has caused so far.
 
-    `began` is in seconds since 1970.
+    `began` is in seconds since 1970; `more` counts requests that are too many to be told.
     """
 
-    __slots__ = ("attempts", "began", "ended", "operation", "path", "process_id", "program")
+    __slots__ = ("attempts", "began", "ended", "more", "operation", "path", "process_id", "program")
 
     def __init__(self, operation: str, path: str, process_id: int, program: str) -> None:
         self.operation = operation
@@ -56,6 +57,7 @@ class Cause:
         self.program = program
         self.began = time.time()
         self.ended = False
+        self.more = 0
         self.attempts: list[Attempt] = []
 
 
@@ -131,6 +133,7 @@ class Trace:
             "error": errno.errorcode.get(error_number, str(error_number)) if error_number else "",
             "seconds": round(seconds, 6),
             "requests": [attempt._asdict() for attempt in cause.attempts],
+            "more_requests": cause.more,
         }
         self._offer(event, cause.path, seconds)
 
@@ -138,7 +141,10 @@ class Trace:
         """A request has ended: its operation tells of it, or we do if that is over, or is none."""
         cause = _cause.get()
         if cause is not None and not cause.ended:
-            cause.attempts.append(attempt)
+            if len(cause.attempts) < MAX_ATTEMPTS:
+                cause.attempts.append(attempt)
+            else:
+                cause.more += 1
             return
         began = time.time() - attempt.seconds
         known = _facts(cause, began) if cause is not None else {"time": round(began, 6)}

@@ -25,6 +25,8 @@ def lines(event: Event, *, colours: bool) -> Iterator[str]:
             yield f"{_moment(event)} {_request(request, paint)}{_whose(event)}"
         else:
             yield f"{INDENT}{_request(request, paint)}"
+    if more := event.get("more_requests"):
+        yield f"{INDENT}... and {more:,} requests more"
 
 
 def _operation(event: Event, paint: Paint) -> str:

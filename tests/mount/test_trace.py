@@ -223,6 +223,17 @@ async def test_a_request_belongs_to_the_operation_that_its_task_was_started_by(n
     assert not trace.watched
 
 
+async def test_an_operation_may_cause_more_requests_than_are_told():
+    trace = Trace()
+    with trace.watch("", 0.0) as watcher:
+        with operation(trace, Cause("rename", "directory", 7, "mv")):
+            for number in range(tracing.MAX_ATTEMPTS + 3):
+                trace.attempted(attempt(str(number)))
+        (told,) = await watcher.take()
+    assert (len(told["requests"]), told["more_requests"]) == (tracing.MAX_ATTEMPTS, 3)
+    assert list(lines({**told, "requests": []}, colours=False))[1].endswith("and 3 requests more")
+
+
 async def test_what_waits_is_bounded_and_what_is_left_out_is_counted():
     trace = Trace()
     with trace.watch("*/wanted", 0.1) as watcher:
