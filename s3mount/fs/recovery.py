@@ -15,7 +15,7 @@ from s3mount.fs.names import to_name
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.tree import CLOCK_LEEWAY, TreeMover
 from s3mount.fs.workshop import Workshop
-from s3mount.s3.store import ALWAYS, ObjectInfo
+from s3mount.s3.store import ALWAYS, EXPECTING_NOTHING, ObjectInfo, expecting
 from s3mount.write.keeper import restored
 from s3mount.write.notes import forget
 from s3mount.write.orphans import abort_unnamed
@@ -128,7 +128,9 @@ class Recovery:
         try:
             info = await self._store.head(record.key)
         except NotFound:
+            file.expected = EXPECTING_NOTHING
             return
+        file.expected = expecting(info.etag)
         if self._is_ours(info, record):
             file.found(info.etag)
             self._fs.open_files.saved(file)
