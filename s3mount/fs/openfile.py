@@ -447,7 +447,8 @@ class OpenFile(FileBytes):
         self.record = name
         self.size = record.size
         self.condition = record.condition
-        self.stored_key = record.stored_key
+        # The dead daemon may have uploaded it, or be heard only now.
+        self.stored_key = record.stored_key or record.key
         self._recorded = self._mark()
 
     def found(self, etag: str) -> None:

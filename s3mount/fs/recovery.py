@@ -131,6 +131,8 @@ class Recovery:
             file.expected = EXPECTING_NOTHING
             return
         file.expected = expecting(info.etag)
+        if not _is_as_left(file):
+            return
         if self._is_ours(info, record):
             file.found(info.etag)
             self._fs.open_files.saved(file)
@@ -157,7 +159,7 @@ class Recovery:
             sent = await verified_parts(
                 self._store, workshop.grid, upload, record, path, workshop.checksum
             )
-            if sent and not file.uploading:
+            if sent and _is_as_left(file):
                 file.resume(upload, sent)
                 log.info("%s: %d parts of it are in the store already", record.key, len(sent))
                 forget(self._workshop.journal, name)  # The upload has a record of its own now.
@@ -187,3 +189,8 @@ class Recovery:
                 return
         forget(self._workshop.journal, name)
         log.info("%s: an upload of an earlier mount was aborted", upload.key)
+
+
+def _is_as_left(file: OpenFile) -> bool:
+    """Whether nobody has changed, renamed or removed a file, or begun to save it, since."""
+    return file.dirty and file.acknowledged and not file.uploading

@@ -146,6 +146,7 @@ class Renamer:
             while file.obsolete:
                 await self._store.delete(next(iter(file.obsolete)), condition=known)
                 file.obsolete.pop()
+            await self._fs.open_files.forgotten()  # Of the old name, and of what was replaced.
         finally:
             file.handles -= 1
             self._fs.open_files.settle(file)
