@@ -53,7 +53,10 @@ def ask(
 
     After *timeout* seconds (None: never) it is told that the daemon goes on.
     """
-    socket = find_socket(mount.mountpoint, mount.owner)
+    try:
+        socket = find_socket(mount.mountpoint, mount.owner)
+    except PermissionError as error:
+        raise MountError(f"{mount.mountpoint}: only its owner and root may ask", 1) from error
     if socket is None:
         raise MountError(f"{mount.mountpoint}: no daemon serves this mount any more")
     try:

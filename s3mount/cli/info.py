@@ -64,7 +64,8 @@ def _look(paths: Sequence[str]) -> Iterator[Found]:
         try:
             yield {"path": path, **_ask(path)}
         except MountError as error:
-            yield {"path": path, "error": str(error).removeprefix(f"{path} ")}
+            reason = str(error).removeprefix(path).lstrip(": ")
+            yield {"path": path, "error": reason}
 
 
 def _ask(path: str) -> Found:
