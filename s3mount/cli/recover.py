@@ -53,7 +53,7 @@ class Kept:
 
 def main(arguments: Sequence[str]) -> int:
     """List, upload, export or discard, and return the exit code."""
-    parsed = _parser().parse_intermixed_args(arguments)
+    parsed = parser().parse_intermixed_args(arguments)
     found = [kept for kept in find(parsed.state_dir) if _wanted(kept, parsed.bucket, parsed.path)]
     _tell_damaged(parsed.state_dir)
     if parsed.export is not None:
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     return _act(found, "upload" if parsed.upload else "discard")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount recover",
         description="Shows files that could not be uploaded; uploads, exports or discards them.",

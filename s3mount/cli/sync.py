@@ -16,7 +16,7 @@ from s3mount.values import DURATION, canonical
 
 def main(arguments: Sequence[str]) -> int:
     """Wait until a mount is in step with its bucket, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     mount = _mount_of(canonical(parsed.path))
     socket = find_socket(mount.mountpoint, mount.owner)
     if socket is None:
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount sync",
         description="Returns when everything that was written to a mount is in the store.",

@@ -36,7 +36,7 @@ class Wish(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """Unmount, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     timeout = _timeout(parsed.timeout)
     wish = Wish(parsed.lazy, parsed.force, timeout)
     mountpoint = canonical(parsed.mountpoint)
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
         return _ask(connection, mount, wish)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount umount",
         description="Unmounts, waits until everything is uploaded and the daemon has ended.",

@@ -20,7 +20,7 @@ Exit codes: 0 done; 1 wrong usage; 32 there is no link for this."""
 
 def main(arguments: Sequence[str]) -> int:
     """Print the link, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     seconds = _seconds(parsed.expires)
     try:
         link = os.getxattr(parsed.path, f"user.s3.presigned-url.{seconds}")
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount url",
         description="Prints a link by which anybody may read a file.",

@@ -76,7 +76,7 @@ class Meter:
 
 def main(arguments: Sequence[str]) -> int:
     """Fetch, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     for path in parsed.path:
         _check(Path(path))
     meter = Meter()
@@ -89,7 +89,8 @@ def main(arguments: Sequence[str]) -> int:
     return 32 if meter.failures else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount warmup",
         description="Fetches files and directories into the caches.",
