@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from s3mount.cli.arguments import Parser
 
 EPILOG = """\
-bash: put it into ~/.bashrc as  eval "$(s3mount completion bash)"
-      or for all users into /usr/share/bash-completion/completions/s3mount
-zsh:  write it to a file _s3mount in a directory of $fpath, before compinit
+To have it:
+  eval "$(s3mount completion bash)"                         in ~/.bashrc
+  s3mount completion zsh >~/.zsh/completions/_s3mount       for zsh, in a directory
+                                                            of $fpath, before compinit
 
 Exit codes: 0 done; 1 wrong usage."""
 

@@ -81,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         type=Path,
         default=state_directory(),
-        help="the state directory of the mounts [%(default)s]",
+        help="the state directory of the mounts [that of the mounts of this user]",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--upload", action="store_true", help="upload them now")
