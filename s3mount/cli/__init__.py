@@ -17,6 +17,7 @@ EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 1, 4, 8
 # A bucket with one of these names is mounted as s3://NAME.  MODULE or MODULE:FUNCTION.
 COMMANDS: Mapping[str, str] = {
     "cache": "s3mount.cli.cache",
+    "completion": "s3mount.cli.completion",
     "demo": "s3mount.cli.demo",
     "doctor": "s3mount.cli.doctor",
     "info": "s3mount.cli.info",

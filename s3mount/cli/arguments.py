@@ -31,6 +31,7 @@ s3mount BUCKET[/PREFIX] MOUNTPOINT [options]
        s3mount trace [MOUNTPOINT]
        s3mount url PATH
        s3mount install-helpers | remove-helpers
+       s3mount completion bash|zsh
        s3mount demo
        s3mount help [COMMAND]"""
 
