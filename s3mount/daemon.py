@@ -152,7 +152,7 @@ class Daemon:
             background.start_soon(self._disk.run)
         background.start_soon(journal.journal.run)
         work = await background.start(self._ending.hold)
-        assembly = Assembly(self._config, client, journal, self._disk)
+        assembly = Assembly(self._config, client, journal, self._disk, self._kernel.notices)
         parts = assembly.build(self._observed, background, work)
         await parts.index.open()
         background.start_soon(parts.index.run)
@@ -176,6 +176,7 @@ class Daemon:
             disk=self._disk,
             filesystem=engine.filesystem,
             metrics=metrics,
+            watched=engine.watcher.watched,
             recent=self._recent,
             stopping=lambda: self._ending.begun,
         )
@@ -259,6 +260,8 @@ class Daemon:
             self._commands(parts).handlers(),
         )
         nursery.start_soon(parts.operations.callers.watch)
+        nursery.start_soon(parts.notices.run)
+        nursery.start_soon(parts.watcher.run)
         log.info("%s is mounted at %s", self._source, self._config.mountpoint)
         logs.detach()
         notify.ready(parts.reporter.report().line)

@@ -105,6 +105,7 @@ class FuseOperations(pyfuse3.Operations):
         metrics: Metrics,
         *,
         ttl: float,
+        names_can_expire: bool,
         writeback_cache: bool,
     ) -> None:
         super().__init__()
@@ -118,6 +119,7 @@ class FuseOperations(pyfuse3.Operations):
         self._refresher = Refresher(filesystem)
         self._metrics = metrics
         self.ttl = ttl
+        self._names_can_expire = names_can_expire  # The kernel can be told of a name in doubt.
         self.callers = Callers()
         self._readers: dict[int, int] = {}  # who has opened a directory
         filesystem.open_files.tell_stale_names_to(_forget_name_of)
@@ -150,8 +152,8 @@ class FuseOperations(pyfuse3.Operations):
         entry.st_mtime_ns = attributes.mtime_ns
         entry.st_atime_ns = attributes.mtime_ns
         entry.st_ctime_ns = attributes.ctime_ns
-        left = max(0.0, self.ttl - found.age)
-        entry.entry_timeout = left
+        left = max(0.0, self._fs.cache.lifetime() - found.age)
+        entry.entry_timeout = left if self._names_can_expire else min(left, self.ttl)
         entry.attr_timeout = left if found.certain else 0.0
         return entry
 

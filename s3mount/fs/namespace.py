@@ -11,6 +11,7 @@ import trio
 
 from s3mount.attributes import Defaults, decode
 from s3mount.cache.blocks import BlockCache, ObjectVersion
+from s3mount.cache.freshness import Hint
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import Absent, Entry, MetaCache
 from s3mount.errors import (
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 WORTH_LISTING = 5000  # Names: so many come in five pages, cheaper than asking for three.
 OUTAGE_PATIENCE = 3.0  # Seconds for the store to say whether a file is still the same.
+MAX_ROUNDS = 3  # Questions about a name that others go on changing.
 HEAD_SIZE = 128 << 10  # Bytes that come along when a file that will be read is looked up.
 
 
@@ -197,7 +199,13 @@ class Namespace:
     ) -> Entry | None:
         mine = self._asking.setdefault(key, trio.Event())
         try:
-            return await self._ask(*key, known, whole)
+            for _ in range(MAX_ROUNDS):
+                began = self.cache.clock()
+                entry = await self._ask(*key, known, whole)
+                if not self.cache.is_outdated(*key, began):
+                    return entry
+                known = self.cache.get(*key)  # Somebody else was faster than the answer.
+            return None if entry is None else entry._replace(checked=-math.inf)
         finally:
             if self._asking.get(key) is mine:
                 del self._asking[key]
@@ -208,7 +216,9 @@ class Namespace:
     ) -> Entry | None:
         began = self.cache.clock()
         listed = isinstance(known, Entry) and self.cache.get(prefix, segment) is known
-        if known is None and await self._list_instead(prefix):
+        if known is None and (hint := self.cache.freshness.hint(prefix, segment)) is not None:
+            known, listed = Entry(False, hint.size, hint.etag, 0, None, began), True
+        elif known is None and await self._list_instead(prefix):
             known = self.cache.get(prefix, segment)
             if isinstance(known, Absent):
                 return None
@@ -251,7 +261,9 @@ class Namespace:
         return self.cache.listing(prefix) is not None
 
     def _note(self, prefix: str, segment: str, entry: Entry | None, began: float) -> Entry | None:
-        """Keep an answer, unless we have changed the name ourselves since the question."""
+        """Keep an answer, unless we or others have changed the name since the question."""
+        if self.cache.is_outdated(prefix, segment, began):
+            return entry
         later = self.cache.get(prefix, segment)
         if later is not None and later.checked > began:
             listed = isinstance(later, Entry) and later.attributes is None
@@ -453,6 +465,15 @@ class Namespace:
             self.folders = self.folders or listing.folders
             if self._listings.get(prefix) is listing:
                 del self._listings[prefix]
+
+    def changed(self, prefix: str, segment: str, hint: Hint | None) -> None:
+        """Somebody else has changed a name: answers that are under way are too old."""
+        self.cache.changed(prefix, segment, hint)
+        self._listings.pop(prefix, None)
+
+    def forget_listings(self) -> None:
+        """Who reads a directory from now on is not shown a listing that is under way."""
+        self._listings.clear()
 
     def forget_tree(self, prefix: str) -> None:
         """Ask the store for everything under *prefix* when it is wanted again."""

@@ -29,7 +29,10 @@ from s3mount.s3.http import (
     body_size,
     exchange,
     is_short,
+    read_final_head,
+    read_text,
 )
+from s3mount.s3.ownwrites import WRITES, OwnWrites
 from s3mount.s3.pool import Pool, Slots
 from s3mount.s3.retry import Operation, RetryBudget, retry_after_seconds
 from s3mount.s3.sigv4 import EMPTY_SHA256, Signer
@@ -110,7 +113,7 @@ class _Route:
 
     def __init__(self, settings: EndpointSettings, slots: Slots) -> None:
         self.settings = settings
-        self.signer = Signer(settings.region)
+        self.signer = Signer(settings.region, settings.service)
         self.pool = Pool(Dialer(settings), slots)
         self._slots = slots
 
@@ -142,6 +145,7 @@ class Calls:
         self._explained = float("-inf")
         self._explanation: Refusal | None = None
         self._asks_first = True
+        self.own_writes: OwnWrites | None = None  # Where somebody listens for those of others.
 
     @property
     def settings(self) -> EndpointSettings:
@@ -191,8 +195,19 @@ class Calls:
         incoming: Incoming | None = None,
     ) -> Answer:
         """Make a call until it succeeds; raises the `StoreError` that says why it did not."""
-        if operation is None:
-            operation = self.begin()
+        if self.own_writes is None or request.kind not in WRITES:
+            return await self._call(request, operation or self.begin(), incoming)
+        answer: Answer | None = None
+        self.own_writes.begin(request.key)
+        try:
+            answer = await self._call(request, operation or self.begin(), incoming)
+            return answer
+        finally:
+            self.own_writes.answered(request.key, answer)
+
+    async def _call(
+        self, request: Request, operation: Operation, incoming: Incoming | None
+    ) -> Answer:
         receiver = incoming.receive if incoming is not None else None
         while True:
             if incoming is not None:
@@ -209,6 +224,39 @@ class Calls:
                 self._budget.succeeded()
                 return answer
             await self._after_refusal(operation, request, answer)
+
+    # ------------------------------------------------------------ without an end
+
+    async def ask_for_stream(self, request: Request) -> tuple[Connection, Head]:
+        """Send a request whose answer has no end, on a connection beside the others.
+
+        The body is the caller's to read, and the connection to close.  Raises `StoreError`,
+        and `Broken` after an attempt that was not answered.
+        """
+        operation = self.begin()
+        while True:
+            if self._credentials is not None:
+                operation.credentials = self._credentials.current()
+                operation.credentials = operation.credentials or await self._credentials.refresh(
+                    None
+                )
+            connection = await self._route.pool.dial()
+            try:
+                head = self._render(request, operation.credentials, asks=False)
+                if not await connection.send(head, ()):
+                    raise Broken("the connection was closed")
+                answer = await read_final_head(connection, request.method)
+                if answer.status < 300:
+                    self._count(request.kind, connection)
+                    return connection, answer
+                text = await read_text(connection, answer)
+            except BaseException:
+                connection.close()
+                raise
+            connection.close()
+            whole = Answer(answer.status, answer.headers, text)
+            if not await self._repair(operation, refusal_of(whole), whole):
+                raise refusal_of(whole).error(request.what)
 
     # ------------------------------------------------------------ one attempt
 

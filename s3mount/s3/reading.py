@@ -20,11 +20,15 @@ from s3mount.errors import (
 )
 from s3mount.s3 import checksum, listing, xml
 from s3mount.s3.calls import Calls, Request, Statistics
+from s3mount.s3.changes import ChangeSource
 from s3mount.s3.download import Download
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
+from s3mount.s3.listening import Listener
 from s3mount.s3.objects import demand_s3, object_info, read_answer
+from s3mount.s3.ownwrites import OwnWrites
 from s3mount.s3.retry import Operation
 from s3mount.s3.sigv4 import escape_key
+from s3mount.s3.sqs import Queue, queue_calls
 from s3mount.s3.store import (
     ALWAYS,
     Capabilities,
@@ -113,6 +117,14 @@ class BucketReader:
 
     def _source(self, key: str) -> str:
         return f"/{self.bucket}/{escape_key(self.prefix + key)}"
+
+    def changes(self, queue: str = "") -> ChangeSource:
+        """Who tells of changes by others: the store itself, or a *queue* of SQS (its URL)."""
+        own = self._calls.own_writes = OwnWrites(self.prefix, trio.current_time)
+        if not queue:
+            return Listener(self._calls, self.bucket, self.prefix, own)
+        calls = queue_calls(queue, self.settings, self.credential_source)
+        return Queue(calls, queue, self.bucket, own)
 
     # ------------------------------------------------------------------ links
 
