@@ -179,7 +179,7 @@ class Mounter:
         source = f"{bucket.name}/{prefix}" if prefix else bucket.name
         arguments = [source, str(path), "--endpoint-url", url or bucket.url, "--region", REGION]
         arguments += ["--log-file", str(log_path), *DEFAULT_OPTIONS, *options]
-        if url is not None and "--notify" not in options:
+        if url not in (None, bucket.url) and "--notify" not in options:
             # Nobody but the test asks for anything on the way to the store.
             arguments += ["--notify", "off"]
         if "--state-dir" not in options:

@@ -41,6 +41,7 @@ class Lines:
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that *data* completes, without their ends and without white space around."""
         *whole, rest = (self._rest + data).split(b"\n")
+        rest = rest.lstrip()  # White space is how some say that they are alive.
         if whole and self._skipping:
             del whole[0]
             self._skipping = False
@@ -50,7 +51,7 @@ class Lines:
             self._skipping = True
             self.dropped += 1
             rest = b""
-        self._rest = rest.lstrip()  # White space is how some say that they are alive.
+        self._rest = rest
         long = sum(len(line) > self._limit for line in whole)
         self.dropped += long
         return [line.strip() for line in whole if len(line) <= self._limit and line.strip()]
