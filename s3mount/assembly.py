@@ -239,7 +239,9 @@ class Assembly:
             changer,
             Xattrs(filesystem, changer, ObjectFacts(filesystem, client, client), client),
             metrics,
+            client.trace,
             ttl=self._config.metadata_ttl,
             names_can_expire=engine.notices.names_can_expire,
             writeback_cache=True,
+            slow=self._config.log_slow,
         )

@@ -27,19 +27,17 @@ from s3mount.errors import (
 )
 from s3mount.fs.headers import OURS, kept_headers
 from s3mount.fs.listing import Listing
+from s3mount.fs.longnames import LongNames
 from s3mount.fs.names import (
     BESIDE,
     ESCAPE,
-    FILE,
     FOLDER,
-    MAX_NAME,
     check_key,
     folder_of,
     is_beside,
     is_long,
     key_of,
     key_size,
-    long_name,
     slot_name,
     split_file,
     to_segment,
@@ -59,7 +57,8 @@ class Namespace:
 
     Each question is under way once, however many ask it.  A *segment* here is a slot, see
     `s3mount.fs.names`.  `folders` tells whether markers of Hadoop's kind have been seen, which
-    cost a question more; *max_key* is the most bytes that a key may have.
+    cost a question more; *max_key* is the most bytes that a key may have.  `expects_attributes`
+    says of a directory that is to be listed whether its files will be looked at.
     """
 
     def __init__(
@@ -79,6 +78,7 @@ class Namespace:
         self.defaults = defaults
         self.keep_attributes = keep_attributes
         self.folders = False
+        self.expects_attributes: Callable[[str], bool] = lambda _prefix: False
         self._max_key = max_key
         self._store = store
         self._blocks = blocks
@@ -88,7 +88,7 @@ class Namespace:
         self._listing_denied = False
         self._missed = ("", 0.0)
         self._sizes: dict[str, int] = {}
-        self._long_segments: dict[tuple[str, bytes], str] = {}
+        self._long_names = LongNames(self.listing)
         self._kept: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
 
     # -- names and slots -------------------------------------------------------------------
@@ -104,7 +104,9 @@ class Namespace:
         """
         plain = split_file(name)
         shown = name if plain is None else plain
-        segment = await self._long_segment(prefix, shown) if is_long(shown) else to_segment(shown)
+        segment = (
+            await self._long_names.segment(prefix, shown) if is_long(shown) else to_segment(shown)
+        )
         if segment is None:
             raise PosixError(missing)
         slot = segment if plain is None else BESIDE + segment
@@ -129,21 +131,6 @@ class Namespace:
                 raise PosixError(errno.EINVAL)
         elif not slot and not directory:
             raise PosixError(errno.EINVAL)
-
-    async def _long_segment(self, prefix: str, name: bytes) -> str | None:
-        """The segment that is shown by its digest, found by listing the directory."""
-        if (prefix, name) in self._long_segments:
-            return self._long_segments[prefix, name]
-        listing, index = self.listing(prefix), 0
-        while (row := await listing.row(index)) is not None:
-            index += 1
-            segment = row.segment.removeprefix(BESIDE)
-            if key_size(segment) > MAX_NAME - len(FILE) and long_name(segment) == name:
-                if len(self._long_segments) > 10_000:
-                    self._long_segments.clear()
-                self._long_segments[prefix, name] = segment
-                return segment
-        return None
 
     # -- one name --------------------------------------------------------------------------
 
@@ -359,15 +346,18 @@ class Namespace:
 
     async def _look_inside(self, key: str, listed: Entry) -> Entry:
         buffer = memoryview(bytearray(listed.size))
+        version = ObjectVersion(key, listed.etag, listed.size)
         try:
             # Of one version, and whole: only then the store tells the checksum of what it sends.
-            info = await self._store.get(
-                key, 0, [buffer], etag=listed.etag or None, size=listed.size
-            )
+            # Whoever reads it meanwhile, by what an earlier answer said, waits for these bytes.
+            with self._blocks.arriving(version, 0):
+                info = await self._store.get(
+                    key, 0, [buffer], etag=listed.etag or None, size=listed.size
+                )
+                if info.size == listed.size:
+                    self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
         except (Changed, InvalidRange):  # It is another one since it was listed.
             return self.entry(await self._store.head(key))
-        if info.size == listed.size:
-            self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
         return self.entry(info)
 
     async def _look_prefix(self, key: str) -> Entry | None:
@@ -430,7 +420,8 @@ class Namespace:
         if listing is not None and listing.usable:
             return listing
         known = self.cache.listing(prefix, max_age)
-        listing = Listing(prefix, self._store, self.cache, self.index)
+        entry_of = self.entry if known is None and self.expects_attributes(prefix) else None
+        listing = Listing(prefix, self._store, self.cache, self.index, entry_of)
         if known is not None:
             return listing.fill(known)
         self._listings[prefix] = listing

@@ -5,11 +5,11 @@ This is the one retry loop.  What a call means is the client's business.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
 import trio
@@ -29,14 +29,14 @@ from s3mount.s3.http import (
     body_size,
     exchange,
     is_short,
-    read_final_head,
-    read_text,
 )
 from s3mount.s3.ownwrites import WRITES, OwnWrites
 from s3mount.s3.pool import Pool, Slots
 from s3mount.s3.retry import Operation, RetryBudget, retry_after_seconds
 from s3mount.s3.sigv4 import EMPTY_SHA256, Signer
 from s3mount.s3.store import Body
+from s3mount.s3.watching import watched
+from s3mount.tracing import Trace
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class Calls:
     ) -> None:
         self.timeout = timeout
         self.statistics = Statistics()
+        self.trace = Trace()
         self._credentials = credentials
         self._route = _Route(settings, Slots(max_connections))
         self._pulse = Pulse()
@@ -162,7 +163,7 @@ class Calls:
         """When bytes moved last on any connection, by the clock of trio."""
         return self._pulse.last
 
-    def within(self, timeout: float) -> "Calls":
+    def within(self, timeout: float) -> Self:
         """The same connections, credentials and counters, with another time limit."""
         brief = copy(self)
         brief.timeout = min(timeout, self.timeout)
@@ -225,42 +226,18 @@ class Calls:
                 return answer
             await self._after_refusal(operation, request, answer)
 
-    # ------------------------------------------------------------ without an end
-
-    async def ask_for_stream(self, request: Request) -> tuple[Connection, Head]:
-        """Send a request whose answer has no end, on a connection beside the others.
-
-        The body is the caller's to read, and the connection to close.  Raises `StoreError`,
-        and `Broken` after an attempt that was not answered.
-        """
-        operation = self.begin()
-        while True:
-            if self._credentials is not None:
-                operation.credentials = self._credentials.current()
-                operation.credentials = operation.credentials or await self._credentials.refresh(
-                    None
-                )
-            connection = await self._route.pool.dial()
-            try:
-                head = self._render(request, operation.credentials, asks=False)
-                if not await connection.send(head, ()):
-                    raise Broken("the connection was closed")
-                answer = await read_final_head(connection, request.method)
-                if answer.status < 300:
-                    self._count(request.kind, connection)
-                    return connection, answer
-                text = await read_text(connection, answer)
-            except BaseException:
-                connection.close()
-                raise
-            connection.close()
-            whole = Answer(answer.status, answer.headers, text)
-            if not await self._repair(operation, refusal_of(whole), whole):
-                raise refusal_of(whole).error(request.what)
-
     # ------------------------------------------------------------ one attempt
 
-    async def _attempt(
+    def _attempt(
+        self, operation: Operation, request: Request, receiver: Receiver | None
+    ) -> Awaitable[Answer]:
+        sending = self._send(operation, request, receiver)
+        if not self.trace.watched:
+            return sending
+        part = request.headers.get("range", "")
+        return watched(self.trace, request.kind, request.method, request.key, part, sending)
+
+    async def _send(
         self, operation: Operation, request: Request, receiver: Receiver | None
     ) -> Answer:
         credentials = None

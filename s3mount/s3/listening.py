@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import trio
 
 from s3mount.errors import InvalidRequest, Unavailable, Unsupported
-from s3mount.s3.calls import Calls, Request
+from s3mount.s3.calls import Request
 from s3mount.s3.changes import Hear, News
 from s3mount.s3.connection import Broken, Connection
 from s3mount.s3.events import Event, Lines, Malformed, parse
 from s3mount.s3.http import Head, LongBody
 from s3mount.s3.ownwrites import OwnWrites
 from s3mount.s3.sigv4 import canonical_query
+from s3mount.s3.streaming import StreamingCalls
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Listener:
     lease = LEASE
     gapless = False
 
-    def __init__(self, calls: Calls, bucket: str, prefix: str, own: OwnWrites) -> None:
+    def __init__(self, calls: StreamingCalls, bucket: str, prefix: str, own: OwnWrites) -> None:
         self._calls = calls
         self._bucket = bucket
         self._own = own
