@@ -321,6 +321,19 @@ def test_nothing_from_before_the_floor_counts(clock: Clock):
     assert cache.listing("d/") is None, "that listing began before"
 
 
+def test_a_listing_keeps_no_attributes_of_directories_from_before_the_floor(clock: Clock):
+    cache = MetaCache(3600, 60, 100, clock)
+    cache.put("", "d", directory(clock.now, marker=True))
+    clock.now += 1
+    cache.freshness.raise_floor(clock.now)
+    clock.now += 1
+    cache.put_listing("", {"d": Entry(True, 0, "", 0, None, clock.now)}, clock.now)
+    found = cache.get("", "d")
+    assert isinstance(found, Entry)
+    assert found.attributes is None
+    assert found.marker
+
+
 def test_answers_from_before_a_change_are_not_kept(clock: Clock):
     cache = MetaCache(60, 60, 100, clock)
     began = clock.now

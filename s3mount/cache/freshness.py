@@ -75,6 +75,11 @@ class Freshness:
                 found.add(place[1])
         return found
 
+    def changed_at(self, prefix: str, segment: str) -> float:
+        """When a name was last heard to have changed, as far as that is remembered."""
+        change = self._changes.get((prefix, segment))
+        return -math.inf if change is None else change[0]
+
     def hint(self, prefix: str, segment: str) -> Hint | None:
         """What was last said of an object that has changed."""
         change = self._changes.get((prefix, segment))

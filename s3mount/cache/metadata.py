@@ -96,6 +96,10 @@ class MetaCache:
         freshness = self.freshness
         return now - checked < freshness.lifetime(ttl, now) and checked >= freshness.floor
 
+    def oldest(self, began: float) -> float:
+        """Before when attributes were learnt that no listing from *began* can confirm."""
+        return max(began - self.ttl, self.freshness.floor)
+
     def lifetime(self) -> float:
         """How long what is learnt of a name now may count, in seconds."""
         return self.freshness.lifetime(self.ttl, self.clock())
@@ -206,7 +210,7 @@ class MetaCache:
                 elif segment in outdated:
                     continue
                 elif known is not names.get(segment, known) and isinstance(known, Entry):
-                    merged[segment] = combine(names[segment], known, began - self.ttl)
+                    merged[segment] = combine(names[segment], known, self.oldest(began))
             self._count -= len(old.names)
         directory = self._directories[prefix] = _Directory()
         directory.names = merged
