@@ -102,7 +102,7 @@ class Server:
 
 
 class WeedServer(Server):
-    """SeaweedFS: the server of the demo, and of everything that needs just some S3 server."""
+    """SeaweedFS: the server of the demo, and of tests that need just some S3 server."""
 
     name = "weed"
 
@@ -314,6 +314,8 @@ SERVERS: Mapping[str, tuple[type[Server], Finder]] = {
     "minio": (MinIOServer, find_minio),
 }
 REQUIRED_SERVERS = frozenset({"weed", "moto", "rclone"})  # They come with the extra "test".
+# The one for tests that need just some store.
+DEFAULT_SERVER = os.environ.get("S3MOUNT_TEST_STORE") or "weed"
 
 
 def make_server(name: str, directory: Path, credentials: Credentials) -> Server | None:

@@ -86,9 +86,9 @@ def test_mounts_use_what_the_doctor_has_found(mount: Mounter, bucket: Bucket, tm
     assert trials() > 5
 
 
-def test_what_is_only_assumed_is_not_kept(mount: Mounter, bucket: Bucket, weed, tmp_path: Path):
+def test_what_is_only_assumed_is_not_kept(mount: Mounter, bucket: Bucket, server, tmp_path: Path):
     state = tmp_path / "state"
-    with FaultProxy(weed.url) as proxy:
+    with FaultProxy(server.url) as proxy:
         for method in ("PUT", "POST", "DELETE"):
             proxy.inject(ACCESS_DENIED, method=method)
         found = diagnose(mount, bucket, "--state-dir", str(state), url=proxy.url)
@@ -140,8 +140,8 @@ def test_a_bucket_that_is_missing_is_bad(mount: Mounter, bucket: Bucket):
     assert (found["level"], "does not exist" in found["found"]) == (BAD, True)
 
 
-def test_the_words_are_a_table(mount: Mounter, bucket: Bucket, weed, tmp_path: Path):
-    with FaultProxy(weed.url) as proxy:
+def test_the_words_are_a_table(mount: Mounter, bucket: Bucket, server, tmp_path: Path):
+    with FaultProxy(server.url) as proxy:
         done = mount.run(
             "doctor", bucket.name, "--url", proxy.url, "--state-dir", str(tmp_path / "state"),
             env=bucket.credentials.environment(),
