@@ -176,6 +176,14 @@ class Config:
             "subdomain=false",
         ),
     )
+    signature: str = option(
+        choice("v4", "v2"),
+        STORE,
+        "version of the signatures: v2, which does not protect what is written, is for stores "
+        "that know no other",
+        default="v4",
+        aliases=("sigv2=v2", "sigv4=v4", "s3-v2-auth=v2"),
+    )
     no_sign_request: bool = option(
         FLAG,
         STORE,

@@ -50,6 +50,7 @@ async def client_for(config: Config) -> S3Client:
             insecure_http=config.insecure_http,
             credentials_file=config.credentials_file,
             passwd_file=config.passwd_file,
+            signature=config.signature,
         )
     )
     return S3Client(

@@ -11,7 +11,8 @@ class EndpointSettings:
     `host` is what the Host header says (with the bucket in it when `virtual_host`), without
     the port; `root` is the path that every key is appended to, ``/bucket`` in path style.
     `region` is the one that signatures name.  `credential_source` says where the credentials
-    came from, for people.
+    came from, for people.  `signature` is the version that requests are signed by, ``v4`` or
+    ``v2``; the latter also needs `signed_root`, ``/bucket`` where the host name holds the bucket.
     """
 
     scheme: str
@@ -23,6 +24,8 @@ class EndpointSettings:
     verify_ssl: bool = True
     ca_bundle: str | None = None
     credential_source: str = ""
+    signature: str = "v4"
+    signed_root: str = ""
 
     @property
     def secure(self) -> bool:
