@@ -67,9 +67,11 @@ async def client_for(config: Config) -> S3Client:
 async def _check(client: S3Client, source: str, config: Config) -> None:
     try:
         await client.check_bucket()
-        if not config.ro:
-            known = recall(config.state_dir, client.settings.url, config.bucket)
-            client.adopt(known or await probe(client, ".s3mount/"))
+        known = recall(config.state_dir, client.settings.url, config.bucket)
+        if known is None and not config.ro:
+            known = await probe(client, ".s3mount/")
+        if known is not None:
+            client.adopt(known)
     except StoreError as error:
         raise MountError(f"{source}: {error}{_hint(error)}") from error
     _tell_weaknesses(source, client.capabilities)

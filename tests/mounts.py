@@ -22,7 +22,8 @@ from s3mount.demo.weed import REGION, Credentials, clean_environment, ended_with
 from s3mount.mounts import find_mount
 from s3mount.notify import Receiver
 from s3mount.write.slots import all_slots, read_about
-from tests.servers import CHECKOUT, s3_client
+from tests.server import s3_client
+from tests.servers import CHECKOUT
 
 COMMAND = (sys.executable, "-m", "s3mount")
 READY_TIMEOUT = 30.0
