@@ -50,7 +50,7 @@ SUBJECTS = {
     "copy_keeps": ("metadata in a copy", "a rename keeps them"),
     "copy_replaces": ("new metadata by a copy", "chmod sends no content"),
     "head_size": ("size told by HEAD", ""),
-    "prefixes_vanish": ("directories that are gone", "are not listed"),
+    "prefixes_vanish": ("listings without deleted directories", ""),
 }
 
 

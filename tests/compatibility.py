@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -77,8 +78,21 @@ def version_of(name: str) -> str:
     argument = "version" if name in ("weed", "rclone") else "--version"
     done = subprocess.run([program, argument], capture_output=True, text=True, check=False)
     text = (done.stdout or done.stderr).strip()
-    found = re.search(r"(?i)(?:v|version\s+)?(\d+\.\d+[^\s,(]*|RELEASE\S+|DEVELOPMENT\S+)", text)
-    return found[1] if found else text.partition("\n")[0]
+    if found := re.search(r"\d+\.\d+[^\s,(]*|RELEASE\.\S+|DEVELOPMENT\.\S+", text):
+        return found[0]
+    return version_of_module(program) or text.partition("\n")[0]
+
+
+def version_of_module(program: str) -> str:
+    """The version that Go has written into a program which tells none."""
+    go = shutil.which("go")
+    if go is None:
+        return ""
+    done = subprocess.run(
+        [go, "version", "-m", program], capture_output=True, text=True, check=False
+    )
+    found = re.search(r"^\s*mod\s+\S+\s+(\S+)", done.stdout, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def diagnose(server: Server, directory: Path) -> dict[str, dict[str, str]]:
@@ -173,9 +187,7 @@ def look_at(name: str, directory: Path, *, quick: bool) -> Result:
         result.why = " ".join(str(error).split())[:500]
         return result
     if not quick:
-        result.suites["conformance"] = run_suite(
-            name, CONFORMANCE, directory, f"[{name} or {name}]"
-        )
+        result.suites["conformance"] = run_suite(name, CONFORMANCE, directory, name)
         result.suites["posix"] = run_suite(name, POSIX, directory)
     for title, suite in result.suites.items():
         print(

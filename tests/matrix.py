@@ -30,10 +30,10 @@ INTRODUCTION = """\
 
 <!-- Written by scripts/compatibility: change that, not this. -->
 
-Each store below was started, and tried with the conformance suite of the store (`tests/test_store.py`),
-the POSIX suite through a real mount (`tests/mount/test_posix.py`, `test_files.py`,
-`test_cases_of_others.py`, `test_odd_names.py` and random access of `test_model.py`), and `s3mount doctor`.
-s3mount finds by itself at each mount what a store lacks, and works by that: there is no option
+Each store below was started, and tried with the conformance suite of stores
+(`tests/test_store.py`), the POSIX suite through a real mount (`tests/mount/test_posix.py`,
+`test_files.py`, `test_cases_of_others.py`, `test_odd_names.py` and random access of
+`test_model.py`), and `s3mount doctor`. s3mount finds by itself at each mount what a store lacks, and works by that: there is no option
 to set, but for `signature=v2` where a store knows no other signatures.
 
 To try the stores that are found on this machine, and write this page anew:
