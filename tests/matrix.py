@@ -30,11 +30,10 @@ INTRODUCTION = """\
 
 <!-- Written by scripts/compatibility: change that, not this. -->
 
-Each store below was started, and tried with the conformance suite of stores
-(`tests/test_store.py`), the POSIX suite through a real mount (`tests/mount/test_posix.py`,
-`test_files.py`, `test_cases_of_others.py`, `test_odd_names.py` and random access of
-`test_model.py`), and `s3mount doctor`. s3mount finds by itself at each mount what a store lacks, and works by that: there is no option
-to set, but for `signature=v2` where a store knows no other signatures.
+Each store below was started, and tried with the conformance suite of stores, with the POSIX
+suite through a real mount, and with `s3mount doctor`. s3mount finds by itself at each mount what
+a store lacks, and works by that: there is no option to set, but for `signature=v2` where a store
+knows no other signatures.
 
 To try the stores that are found on this machine, and write this page anew:
 
@@ -96,7 +95,13 @@ def _table_of_suites(tried: Sequence[Found]) -> str:
             suite = one["suites"].get(name)
             row.append("not run" if suite is None else _numbers(suite))
         rows.append(row)
-    return _table(["Store", "Version", *SUITES.values()], rows)
+    ran = {
+        f"{title}: {', '.join(f'`{test}`' for test in one['suites'][name]['tests'])}."
+        for name, title in SUITES.items()
+        for one in tried
+        if one["suites"].get(name, {}).get("tests")
+    }
+    return "\n".join([_table(["Store", "Version", *SUITES.values()], rows), *sorted(ran), ""])
 
 
 def _numbers(suite: Found) -> str:

@@ -348,6 +348,7 @@ async def test_metadata_in_other_letters(old_store, probed: bool, server: Server
         (oldstore.Picky(r"(^|/)\.(/|$)"), ".", "a/./b"),
         (oldstore.Picky(r"(^|/)\.\.(/|$)"), "..", "a/../b"),
         (oldstore.Picky(r"[\n\r]"), "a newline", "a\nb/c\r"),
+        (oldstore.Picky(r"[\x00-\x1f]"), "control characters", "a\x02b/c\t"),
         (oldstore.Windows(), "\\", "a\\b"),
         (oldstore.Picky(r"[^\x00-\x7f]"), "umlauts", "\u00e4/\u00f6"),
     ],

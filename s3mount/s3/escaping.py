@@ -12,16 +12,20 @@ from urllib.parse import quote, unquote_to_bytes
 
 PREFIX = "%s3esc:"
 _SAFE = " !#$&'()*+,:;<=>?@[]^`{|}~"
-_CONTROL = re.compile("[\x00-\x1f\x7f]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 # The forms of names that stores are known to refuse: for each, a key to try it with, and
 # whether a segment, which stands before another one or not, has this form.
-EMPTY, DOT, DOTS, CONTROL, BACKSLASH, UMLAUT = "//", ".", "..", "a newline", "\\", "umlauts"
+EMPTY, DOT, DOTS, BACKSLASH, UMLAUT = "//", ".", "..", "\\", "umlauts"
+NEWLINE, RETURN, TAB, CONTROL = "a newline", "a return", "a tab", "control characters"
 SAMPLES: Mapping[str, str] = {
     EMPTY: "a//b",
     DOT: "a/./c",
     DOTS: "a/../d",
-    CONTROL: "e\nf",
+    NEWLINE: "e\nf",
+    RETURN: "i\rj",
+    TAB: "k\tl",
+    CONTROL: "m\x01n",
     BACKSLASH: "g\\h",
     UMLAUT: "\u00fc",
 }
@@ -29,6 +33,9 @@ _HAS_FORM: Mapping[str, Callable[[str, bool], bool]] = {
     EMPTY: lambda segment, inside: inside and not segment,
     DOT: lambda segment, _: segment == ".",
     DOTS: lambda segment, _: segment == "..",
+    NEWLINE: lambda segment, _: "\n" in segment,
+    RETURN: lambda segment, _: "\r" in segment,
+    TAB: lambda segment, _: "\t" in segment,
     CONTROL: lambda segment, _: _CONTROL.search(segment) is not None,
     BACKSLASH: lambda segment, _: "\\" in segment,
     UMLAUT: lambda segment, _: not segment.isascii(),
