@@ -20,6 +20,7 @@ from s3mount.values import (
     FLAG,
     GROUP,
     MEMORY,
+    METADATA_TTL,
     MODE,
     ON_OFF,
     PATH,
@@ -272,7 +273,7 @@ class Config:
         default="close",
     )
     metadata_ttl: float = option(
-        TTL,
+        METADATA_TTL,
         CACHING,
         "how long names, sizes and times may be out of date when others change the bucket",
         default="60s",

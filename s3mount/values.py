@@ -10,7 +10,7 @@ import os
 import pwd
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -280,6 +280,8 @@ GROUP = Kind("GROUP", "a group's name or number", parse_group)
 MODE = Kind("OCTAL", "octal permission bits such as 0644", parse_mode, text_only=True)
 DURATION = Kind("TIME", "a time such as 30s, 5m or 1h", parse_duration)
 TTL = Kind("TIME", "a time such as 30s or 5m, minimal, or indefinite", parse_ttl)
+# With none at all not even the mount's own lookups would ever see what they have just asked for.
+METADATA_TTL = replace(TTL, parse=lambda text: max(parse_ttl(text), MINIMAL_TTL))
 SIZE = Kind("SIZE", "a size such as 512M or 10G", parse_size)
 MEMORY = Kind("SIZE", "at least 32M: a size such as 512M, a share such as 25%, auto", parse_memory)
 PREFIX = Kind("PREFIX", "the beginning of keys, under 1024 bytes", parse_prefix)
