@@ -47,6 +47,7 @@ def unavailable(reason: str) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "server: needs a real server or mount (set by itself)")
+    config.addinivalue_line("markers", "slow: runs only when S3MOUNT_TEST_SLOW is set")
     adopt_orphans()
     use_clean_environment()
 
@@ -65,6 +66,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("server")
+        if item.get_closest_marker("slow") and not os.environ.get("S3MOUNT_TEST_SLOW"):
+            item.add_marker(pytest.mark.skip(reason="slow: set S3MOUNT_TEST_SLOW"))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

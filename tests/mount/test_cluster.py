@@ -48,6 +48,7 @@ class Steady(Worker):
             self.failure = error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", [2, OURS], ids=["another", "ours"])
 def test_a_node_is_killed_under_load_and_comes_back(
     mount: Mounter, cluster: RustFSCluster, node: int
