@@ -15,7 +15,7 @@ WEAK = {
     "rustfs": set(),
     "minio": {"conditional_copy", "conditional_delete", "copy_part_checksum"},
     "moto": {"conditional_copy", "conditional_complete"},
-    "versitygw": {"conditional_copy"},
+    "versitygw": {"conditional_copy", "copy_part_checksum"},
     "ceph": {"conditional_complete", "conditional_copy", "conditional_delete", "conditional_put"},
     "rclone": {
         "complete_names_etag",

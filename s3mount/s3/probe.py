@@ -23,6 +23,7 @@ from s3mount.s3.store import (
     PartDone,
     Precondition,
     Stored,
+    StoredChecksum,
 )
 
 _TIMEOUT_SECONDS = 10.0
@@ -285,6 +286,8 @@ class _Probe:
             lambda: self._judge_etag(second),
             lambda: self._try_to_complete_over(first),
         )
+        if self._found.get("copy_part_checksum"):
+            self._found["copy_part_checksum"] = await self._checksum_is_right(first)
 
     def _note_no_multipart(self, reason: object) -> None:
         self.note(f"multipart uploads were not possible ({reason})")
@@ -348,6 +351,18 @@ class _Probe:
                 )
             )
             self._judge("conditional_complete", over, Changed)
+
+    async def _checksum_is_right(self, upload: _Upload) -> bool:
+        """Whether what is made of a copied part has the checksum of its bytes, if it has one.
+
+        That of versitygw is the one of the whole object which the part was copied from.
+        """
+        client = self._client
+        done = await _outcome(lambda: client.complete_upload(upload.key, upload.name, upload.parts))
+        if not isinstance(done, Stored):
+            return True
+        kept = await _outcome(lambda: client.stored_checksum(upload.key, etag=done.etag))
+        return not isinstance(kept, StoredChecksum) or kept.of(b"234", 0) == kept.value
 
     async def _holds(self, key: str, content: bytes) -> bool:
         """Whether the object at *key* is just *content*."""
