@@ -28,6 +28,7 @@ from s3mount.values import (
     FLAG,
     GROUP,
     MEMORY,
+    METADATA_TTL,
     MODE,
     NOTIFY,
     ON_OFF,
@@ -140,7 +141,7 @@ class Config(StoreOptions):
         default="close",
     )
     metadata_ttl: float = option(
-        TTL,
+        METADATA_TTL,
         CACHING,
         "how long names, sizes and times may be out of date when others change the bucket",
         default="60s",

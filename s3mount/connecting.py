@@ -52,6 +52,7 @@ async def client_for(config: Config) -> HistoryClient:
             insecure_http=config.insecure_http,
             credentials_file=config.credentials_file,
             passwd_file=config.passwd_file,
+            signature=config.signature,
         )
     )
     kind = HistoryClient if config.as_of is None else PastClient
@@ -74,9 +75,11 @@ async def _check(client: HistoryClient, source: str, config: Config) -> None:
         await client.check_bucket()
         if isinstance(client, PastClient):
             await client.check_past(time.time())
-        if not config.ro:
-            known = recall(config.state_dir, client.settings.url, config.bucket)
-            client.adopt(known or await probe(client, ".s3mount/"))
+        known = recall(config.state_dir, client.settings.url, config.bucket)
+        if known is None and not config.ro:
+            known = await probe(client, ".s3mount/")
+        if known is not None:
+            client.adopt(known)
     except StoreError as error:
         raise MountError(f"{source}: {error}{_hint(error)}") from error
     _tell_weaknesses(source, client.capabilities)

@@ -51,7 +51,7 @@ _S3FS = """
     list-object-max-keys listobjectsv1 listobjectsv2 max-background max-dirty-data
     max-readahead max-stat-cache-size max-thread-count max-write mp-umask multireq-max
     noobj-cache nocopyapi nomixupload nomultipart norenameapi notsup-compat-dir parallel-count
-    readwrite-timeout retries sigv2 sigv4 singlepart-copy-limit splice-move splice-read
+    readwrite-timeout retries singlepart-copy-limit splice-move splice-read
     splice-write stat-cache-interval-expire streamupload update-parent-dir-stat use-wtf8
     use-xattr
 """

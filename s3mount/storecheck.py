@@ -47,6 +47,10 @@ SUBJECTS = {
     "complete_names_etag": ("ETag of an upload", ""),
     "distinct_etags": ("ETags", "every change is noticed"),
     "marker_metadata": ("metadata of directories", "modes and owners of directories are kept"),
+    "copy_keeps": ("metadata in a copy", "a rename keeps them"),
+    "copy_replaces": ("new metadata by a copy", "chmod sends no content"),
+    "head_size": ("size told by HEAD", ""),
+    "prefixes_vanish": ("listings without deleted directories", ""),
 }
 
 
@@ -225,7 +229,7 @@ def _names(facts: Facts) -> Iterator[Finding]:
     if facts.refused_names is not None:
         names = ", ".join(facts.refused_names)
         text = f"names with {names} are not kept" if names else "all forms are kept"
-        means = "s3mount makes no such keys, and escapes what is there"
+        means = "s3mount writes them in another way (%s3esc:)" if names else ""
         yield Finding("odd names", GOOD, text, means)
     if facts.file_and_folder is not None:
         level = GOOD if facts.file_and_folder else WEAK

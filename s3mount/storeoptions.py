@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3mount.declaring import STORE, option
-from s3mount.values import ADDRESSING, FLAG, MOMENT, PATH, PREFIX, TEXT, URL
+from s3mount.values import ADDRESSING, FLAG, MOMENT, PATH, PREFIX, TEXT, URL, choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,14 @@ class StoreOptions:
             "s3-force-path-style",
             "subdomain=false",
         ),
+    )
+    signature: str = option(
+        choice("v4", "v2"),
+        STORE,
+        "version of the signatures: v2, which does not protect what is written, is for stores "
+        "that know no other",
+        default="v4",
+        aliases=("sigv2=v2", "sigv4=v4", "s3-v2-auth=v2"),
     )
     no_sign_request: bool = option(
         FLAG,

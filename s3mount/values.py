@@ -11,7 +11,7 @@ import pwd
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -323,6 +323,8 @@ MOMENT = Kind(
     text_only=True,
 )
 TTL = Kind("TIME", "a time such as 30s or 5m, minimal, or indefinite", parse_ttl)
+# With none at all not even the mount's own lookups would ever see what they have just asked for.
+METADATA_TTL = replace(TTL, parse=lambda text: max(parse_ttl(text), MINIMAL_TTL))
 SIZE = Kind("SIZE", "a size such as 512M or 10G", parse_size)
 MEMORY = Kind("SIZE", "at least 32M: a size such as 512M, a share such as 25%, auto", parse_memory)
 PREFIX = Kind("PREFIX", "the beginning of keys, under 1024 bytes", parse_prefix)

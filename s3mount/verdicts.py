@@ -61,7 +61,8 @@ def recall(state_dir: Path, url: str, bucket: str) -> Capabilities | None:
 def _capabilities(found: dict[str, Any]) -> Capabilities:
     if set(found) != {item.name for item in fields(Capabilities)}:
         raise ValueError("it was written by another version")
-    return Capabilities(**{**found, "notes": tuple(found["notes"])})
+    lists = {name: tuple(found[name]) for name in ("notes", "refused_names")}
+    return Capabilities(**{**found, **lists})
 
 
 def _name(url: str, bucket: str) -> str:

@@ -30,13 +30,13 @@ from tests.mounts import (
     mounted_below,
     why_no_mounts,
 )
-from tests.servers import REQUIRED_SERVERS, SERVERS, Server, make_server
+from tests.servers import DEFAULT_SERVER, REQUIRED_SERVERS, SERVERS, Server, make_server
 
 IN_CI = os.environ.get("CI", "").lower() in ("true", "1")
 PR_SET_CHILD_SUBREAPER = 36
 EXPECTATIONS = pytest.StashKey[Expectations]()
 # Fixtures behind which there is a server: what uses none of them is quick.
-SERVER_FIXTURES = frozenset({"server_of", "mount", *SERVERS})
+SERVER_FIXTURES = frozenset({"server_of", "server", "mount", *SERVERS})
 
 
 def unavailable(reason: str) -> None:
@@ -48,6 +48,7 @@ def unavailable(reason: str) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "server: needs a real server or mount (set by itself)")
+    config.addinivalue_line("markers", "slow: runs only when S3MOUNT_TEST_SLOW is set")
     adopt_orphans()
     use_clean_environment()
 
@@ -66,6 +67,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if SERVER_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("server")
+        if item.get_closest_marker("slow") and not os.environ.get("S3MOUNT_TEST_SLOW"):
+            item.add_marker(pytest.mark.skip(reason="slow: set S3MOUNT_TEST_SLOW"))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -191,11 +194,18 @@ def server_of(
                 server = make_server(name, tmp_path_factory.mktemp(name), credentials)
                 if server is None:
                     missing = f"{name} is not installed"
-                    unavailable(missing) if name in REQUIRED_SERVERS else pytest.skip(missing)
+                    asked_for = name in REQUIRED_SERVERS or name == DEFAULT_SERVER
+                    unavailable(missing) if asked_for else pytest.skip(missing)
                 running[name] = stack.enter_context(server)
             return running[name]
 
         yield get
+
+
+@pytest.fixture
+def server(server_of: Callable[[str], Server]) -> Server:
+    """The server for tests that need just some store: S3MOUNT_TEST_STORE names it."""
+    return server_of(DEFAULT_SERVER)
 
 
 @pytest.fixture
@@ -254,21 +264,21 @@ def make_bucket() -> Iterator[Callable[[Server], Bucket]]:
 
 
 @pytest.fixture
-def bucket(weed: Server, make_bucket: Callable[[Server], Bucket]) -> Bucket:
-    """A new, empty bucket on SeaweedFS."""
-    return make_bucket(weed)
+def bucket(server: Server, make_bucket: Callable[[Server], Bucket]) -> Bucket:
+    """A new, empty bucket on the server that tests use which need just some."""
+    return make_bucket(server)
 
 
 @pytest.fixture
-def s3(weed: Server):
+def s3(server: Server):
     """A boto3 client for the server of `bucket`."""
-    return weed.client()
+    return server.client()
 
 
 @pytest.fixture
-def proxy(weed: Server) -> Iterator[FaultProxy]:
+def proxy(server: Server) -> Iterator[FaultProxy]:
     """A fault proxy before the server of `bucket`: mount with ``url=proxy.url``."""
-    with FaultProxy(weed.url) as proxy:
+    with FaultProxy(server.url) as proxy:
         yield proxy
 
 

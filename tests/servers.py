@@ -12,13 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-
 from s3mount.demo.weed import (
     LOOPBACK,
-    REGION,
     Credentials,
     Weed,
     clean_environment,
@@ -27,82 +22,18 @@ from s3mount.demo.weed import (
     find_program,
     free_ports,
 )
+from tests.ceph import CephServer, find_ceph
+from tests.server import Server, ServerError, answers
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 15.0
 ATTEMPTS = 3
+ENDPOINT_KEYS = ("S3MOUNT_TEST_ACCESS_KEY", "S3MOUNT_TEST_SECRET_KEY")
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
-class ServerError(Exception):
-    """A server did not start: the message holds the end of its log."""
-
-
-def s3_client(url: str, credentials: Credentials):
-    """Return a boto3 client for the server at *url* that retries nothing by itself."""
-    return boto3.client(
-        "s3",
-        endpoint_url=url,
-        region_name=REGION,
-        aws_access_key_id=credentials.access_key,
-        aws_secret_access_key=credentials.secret_key,
-        config=Config(
-            signature_version="s3v4",
-            s3={"addressing_style": "path"},
-            retries={"total_max_attempts": 1},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            connect_timeout=10,
-            read_timeout=120,
-            max_pool_connections=32,
-        ),
-    )
-
-
-class Server:
-    """What all servers have in common: a process, an address, a log, a boto3 client."""
-
-    name = ""
-
-    def __init__(self, directory: Path, credentials: Credentials) -> None:
-        self.directory = directory
-        self.credentials = credentials
-        self.log_path = directory / f"{self.name}.log"
-        self._client = None
-
-    @property
-    def url(self) -> str:
-        raise NotImplementedError
-
-    def client(self):
-        """Return the one boto3 client of this server; it ends with the server."""
-        if self._client is None:
-            self._client = s3_client(self.url, self.credentials)
-        return self._client
-
-    def start(self) -> None:
-        raise NotImplementedError
-
-    def stop(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.forget_client()
-        self.stop()
-
-    def forget_client(self) -> None:
-        """Close the boto3 client and its connections; the next use makes another."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
-
-
 class WeedServer(Server):
-    """SeaweedFS: the server of the demo, and of everything that needs just some S3 server."""
+    """SeaweedFS: the server of the demo, and of tests that need just some S3 server."""
 
     name = "weed"
 
@@ -199,17 +130,9 @@ class ProcessServer(Server):
             )
 
     def _wait_until_ready(self, deadline: float) -> bool:
-        while time.monotonic() < deadline:
-            if self._process is None or self._process.poll() is not None:
-                return False
-            try:
-                # Some answer long before they are ready, so they are asked for real work.
-                self.client().list_buckets()
-            except (BotoCoreError, ClientError):
-                time.sleep(0.05)
-            else:
-                return True
-        return False
+        return answers(
+            self, deadline, lambda: self._process is not None and self._process.poll() is None
+        )
 
 
 class MotoServer(ProcessServer):
@@ -273,20 +196,64 @@ class MinIOServer(ProcessServer):
         }
 
 
-def find_minio() -> str | None:
-    """Return MinIO from PATH, or from where ``go install`` puts programs."""
+class VersityServer(ProcessServer):
+    """versitygw, which makes a store of a directory: files with extended attributes."""
+
+    name = "versitygw"
+
+    def command(self, port: int) -> Sequence[str]:
+        return ["--quiet", "--port", f"{LOOPBACK}:{port}", "posix", str(self.data)]
+
+    def environment(self) -> Mapping[str, str]:
+        return {
+            "ROOT_ACCESS_KEY": self.credentials.access_key,
+            "ROOT_SECRET_KEY": self.credentials.secret_key,
+        }
+
+
+class Endpoint(Server):
+    """Any store that runs somewhere: AWS, GCS, R2, Wasabi; named by environment variables.
+
+    Tests make buckets there, ``test-...`` and ``shared-...``, and delete them as far as they can.
+    """
+
+    name = "endpoint"
+
+    def __init__(self, directory: Path, _credentials: Credentials, url: str) -> None:
+        found = (os.environ.get(name, "") for name in ENDPOINT_KEYS)
+        super().__init__(directory, Credentials(*found))
+        self._url = url
+
+    @property
+    def url(self) -> str:
+        return self._url
+
+    def start(self) -> None:
+        """Nothing: it runs."""
+
+    def stop(self) -> None:
+        """Nothing: it goes on running."""
+
+
+def find_program_of_go(name: str) -> str | None:
+    """Return a program from PATH, or from where ``go install`` puts programs."""
     places = [os.environ.get("GOBIN", "")]
     places += [str(Path(root) / "bin") for root in os.environ.get("GOPATH", "").split(":") if root]
     places.append(str(Path.home() / "go" / "bin"))
     path = os.pathsep.join(place for place in places if place)
-    return find_program("minio") or shutil.which("minio", path=path)
+    return find_program(name) or shutil.which(name, path=path)
 
 
 def find_rustfs() -> str | None:
-    """Return RustFS from PATH, or unpacked from the archive that lies beside the checkout."""
+    """Return RustFS from PATH, or unpacked from an archive.
+
+    That lies where S3MOUNT_TEST_SERVERS says, or in a folder beside the checkout.
+    """
     if program := find_program("rustfs"):
         return program
-    archives = sorted((CHECKOUT.parent / "shared" / "servers").glob("rustfs-*.xz"))
+    beside = CHECKOUT.parent / "shared" / "servers"
+    folder = Path(os.environ.get("S3MOUNT_TEST_SERVERS") or beside)
+    archives = sorted(folder.glob("rustfs-*.xz"))
     return str(_unpacked(archives[-1])) if archives else None
 
 
@@ -311,9 +278,14 @@ SERVERS: Mapping[str, tuple[type[Server], Finder]] = {
     "moto": (MotoServer, lambda: find_program("moto_server")),
     "rclone": (RcloneServer, lambda: find_program("rclone")),
     "rustfs": (RustFSServer, find_rustfs),
-    "minio": (MinIOServer, find_minio),
+    "minio": (MinIOServer, lambda: find_program_of_go("minio")),
+    "versitygw": (VersityServer, lambda: find_program_of_go("versitygw")),
+    "ceph": (CephServer, find_ceph),
+    "endpoint": (Endpoint, lambda: os.environ.get("S3MOUNT_TEST_ENDPOINT")),
 }
 REQUIRED_SERVERS = frozenset({"weed", "moto", "rclone"})  # They come with the extra "test".
+# The one for tests that need just some store.
+DEFAULT_SERVER = os.environ.get("S3MOUNT_TEST_STORE") or "weed"
 
 
 def make_server(name: str, directory: Path, credentials: Credentials) -> Server | None:

@@ -30,7 +30,9 @@ def own_prefix() -> str:
     return f"{secrets.token_hex(6)}/dir/"
 
 
-def settings_for(url: str, bucket: str, ca_bundle: str | None = None) -> EndpointSettings:
+def settings_for(
+    url: str, bucket: str, ca_bundle: str | None = None, signature: str = "v4"
+) -> EndpointSettings:
     """Describe *bucket* at *url* in path style."""
     address = urlsplit(url)
     return EndpointSettings(
@@ -40,6 +42,7 @@ def settings_for(url: str, bucket: str, ca_bundle: str | None = None) -> Endpoin
         root=f"/{bucket}",
         region="us-east-1",
         ca_bundle=ca_bundle,
+        signature=signature,
     )
 
 
@@ -53,13 +56,14 @@ def client_for(
     capabilities: Capabilities | None = None,
     credentials: object = None,
     ca_bundle: str | None = None,
+    signature: str = "v4",
 ) -> S3Client:
     """Make a client for *bucket*, through *url* if that is not its server's."""
     pair = FixedCredentials(
         Credentials(bucket.credentials.access_key, bucket.credentials.secret_key)
     )
     return S3Client(
-        settings_for(url or bucket.url, bucket.name, ca_bundle),
+        settings_for(url or bucket.url, bucket.name, ca_bundle, signature),
         credentials or pair,
         bucket.name,
         prefix,

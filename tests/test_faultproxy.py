@@ -37,7 +37,7 @@ from tests.faults import (
     slow_down,
 )
 from tests.mounts import Bucket
-from tests.servers import s3_client
+from tests.server import s3_client
 
 BODY = bytes(range(256)) * 400
 Fetch = Callable[[], bytes]

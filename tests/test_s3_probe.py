@@ -15,6 +15,8 @@ WEAK = {
     "rustfs": set(),
     "minio": {"conditional_copy", "conditional_delete", "copy_part_checksum"},
     "moto": {"conditional_copy", "conditional_complete"},
+    "versitygw": {"conditional_copy", "copy_part_checksum"},
+    "ceph": {"conditional_complete", "conditional_copy", "conditional_delete", "conditional_put"},
     "rclone": {
         "complete_names_etag",
         "conditional_complete",
@@ -32,9 +34,11 @@ EXTENSIONS = {"list_metadata"}
 
 
 async def test_what_each_store_lacks_is_found(any_server: Server):
+    if any_server.name not in WEAK:
+        pytest.skip("nobody knows what this store should lack")
     async with client_for(shared_bucket(any_server), prefix=own_prefix()) as client:
         found = await probe(client, ".s3mount/")
-        assert client.statistics.requests["ListObjectsV2"] == 2
+        assert client.statistics.requests["ListObjectsV2"] == 4
     lacking = {
         name for name in Capabilities.__slots__ if getattr(found, name) is False
     } - EXTENSIONS

@@ -31,8 +31,8 @@ META = {"x-amz-meta-mtime": "1700000000.123456789"}
 
 
 @pytest.fixture
-def bucket(weed: Server) -> Bucket:
-    return shared_bucket(weed)
+def bucket(server: Server) -> Bucket:
+    return shared_bucket(server)
 
 
 @pytest.fixture

@@ -67,15 +67,15 @@ def status_of(mount: Mounter, mounted: Mount) -> dict:
     return found
 
 
-def test_status_tells_what_a_mount_has_done(mount: Mounter, bucket: Bucket, weed):
+def test_status_tells_what_a_mount_has_done(mount: Mounter, bucket: Bucket, server):
     mount.expect_log("AccessDenied")
-    with FaultProxy(weed.url) as proxy:
+    with FaultProxy(server.url) as proxy:
         mounted = mount(bucket, url=proxy.url, name="told")
         (mounted.path / "a").write_bytes(b"x" * 100_000)
         with (mounted.path / "a").open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             assert len(file.read()) == 100_000
-        weed.client().put_object(Bucket=bucket.name, Key="d/large", Body=b"x" * (2 * MIB))
+        server.client().put_object(Bucket=bucket.name, Key="d/large", Body=b"x" * (2 * MIB))
         assert (mounted.path / "d" / "large").stat().st_size == 2 * MIB
         denied = proxy.inject(Answer(403, "AccessDenied"), method="GET")
         with pytest.raises(PermissionError):
@@ -108,8 +108,10 @@ def test_status_tells_what_a_mount_has_done(mount: Mounter, bucket: Bucket, weed
     assert bucket.credentials.secret_key not in json.dumps(found)
 
 
-def test_status_shows_what_is_not_uploaded_and_how_far_it_is(mount: Mounter, bucket: Bucket, weed):
-    with FaultProxy(weed.url) as proxy:
+def test_status_shows_what_is_not_uploaded_and_how_far_it_is(
+    mount: Mounter, bucket: Bucket, server
+):
+    with FaultProxy(server.url) as proxy:
         mounted = mount(bucket, "--part-size", "5M", url=proxy.url)
         slow = proxy.inject(Throttle(2 * MIB), method="PUT")
         with (mounted.path / "large").open("wb") as file:
@@ -160,9 +162,9 @@ def test_what_the_store_has_refused_for_good_is_not_waiting_any_more(
 
 
 def test_status_sees_a_daemon_that_still_uploads_when_the_mount_is_gone(
-    mount: Mounter, bucket: Bucket, weed
+    mount: Mounter, bucket: Bucket, server
 ):
-    with FaultProxy(weed.url) as proxy:
+    with FaultProxy(server.url) as proxy:
         mounted = mount(bucket, url=proxy.url)
         mount.expect_log("PutObject late: the store did not answer in time", optional=True)
         file = (mounted.path / "late").open("wb")

@@ -387,13 +387,17 @@ ODD_KEYS = [
     "back\\slash",
     "trailing.",
     "..hidden",
+    # Some stores refuse these, or make other names of them: there they are escaped.
+    "a//b",
+    "/a",
+    "./a",
+    "a/../b",
+    "new\nline",
 ]
 
 
 @pytest.mark.parametrize("key", ODD_KEYS)
-async def test_odd_keys_are_kept_byte_for_byte(store: S3Client, any_server: Server, key: str):
-    if any_server.name == "weed" and "\\" in key:
-        pytest.skip("SeaweedFS makes a slash of a backslash")
+async def test_odd_keys_are_kept_byte_for_byte(store: S3Client, key: str):
     await store.put(key, [key.encode()], headers={})
     assert await content_of(store, key) == key.encode()
     assert (await names(store, flat=True))[0] == [key]
@@ -401,14 +405,13 @@ async def test_odd_keys_are_kept_byte_for_byte(store: S3Client, any_server: Serv
     assert (await names(store, flat=True))[0] == []
 
 
-@pytest.mark.parametrize("key", ["a//b", "/a", "./a", "a/../b", "new\nline", "k" * 1015])
-async def test_keys_that_stores_refuse_are_kept_or_refused(store: S3Client, key: str):
-    """Never mangled: what is not refused is there under just its name."""
+async def test_a_key_that_is_too_long_is_kept_or_refused(store: S3Client):
+    key = "k" * 1015
     try:
-        await store.put(key, [b"odd"], headers={})
+        await store.put(key, [b"long"], headers={})
     except (InvalidName, InvalidRequest, NotFound, Unavailable):
         return
-    assert await content_of(store, key) == b"odd"
+    assert await content_of(store, key) == b"long"
     await store.delete(key)
 
 
@@ -440,8 +443,8 @@ async def test_the_probe_leaves_nothing_behind(store: S3Client):
 
 
 async def test_many_requests_share_few_connections(store: S3Client, any_server: Server):
-    if any_server.name == "moto":
-        pytest.skip("the moto server closes every connection")
+    if any_server.name in ("moto", "versitygw"):
+        pytest.skip(f"{any_server.name} closes every connection")
     await store.put("file", [b"data"], headers={})
 
     async def look() -> None:

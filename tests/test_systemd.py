@@ -119,8 +119,8 @@ def test_systemd_hears_the_life_of_a_mount(service, bucket: Bucket, tmp_path: Pa
     assert not is_mounted(tmp_path / "mnt")
 
 
-def test_an_end_takes_its_time_as_long_as_bytes_move(service, bucket: Bucket, weed):
-    with FaultProxy(weed.url) as proxy, service(bucket, url=proxy.url) as systemd:
+def test_an_end_takes_its_time_as_long_as_bytes_move(service, bucket: Bucket, server):
+    with FaultProxy(server.url) as proxy, service(bucket, url=proxy.url) as systemd:
         systemd.wait_for("READY=1")
         proxy.inject(Throttle(2 << 20), method="PUT")
         with (systemd.mount.path / "large").open("wb") as file:
@@ -206,9 +206,9 @@ def test_sigusr1_dumps_the_state_and_sigusr2_toggles_debug(service, bucket: Buck
 
 
 def test_a_second_sigterm_leaves_quickly_and_keeps_what_is_not_uploaded(
-    service, bucket: Bucket, weed, tmp_path: Path
+    service, bucket: Bucket, server, tmp_path: Path
 ):
-    with FaultProxy(weed.url) as proxy, service(bucket, url=proxy.url) as systemd:
+    with FaultProxy(server.url) as proxy, service(bucket, url=proxy.url) as systemd:
         systemd.wait_for("READY=1")
         descriptor = os.open(systemd.mount.path / "kept", os.O_CREAT | os.O_WRONLY)
         os.write(descriptor, b"precious")

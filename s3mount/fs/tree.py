@@ -11,7 +11,7 @@ from dataclasses import InitVar, dataclass, field
 
 import trio
 
-from s3mount.errors import NotFound, PosixError, StoreError, Unavailable
+from s3mount.errors import InvalidRequest, NotFound, PosixError, StoreError, Unavailable
 from s3mount.fs.headers import kept_headers
 from s3mount.s3.store import (
     ALWAYS,
@@ -320,10 +320,11 @@ async def copy_object(
             return await store.copy(
                 source.key, target, headers=None, source_etag=source.etag, condition=condition
             )
-        except NotFound:
-            if not source.key.endswith("/"):
+        except (NotFound, InvalidRequest):
+            if source.size or not source.key.endswith("/"):
                 raise
-            # SeaweedFS shows the marker of a directory everywhere, and cannot copy it.
+            # SeaweedFS shows the marker of a directory everywhere, and cannot copy it; versitygw
+            # copies none.
             headers = await _headers(store, source.key)
             return await store.put(target, [], headers=headers, condition=condition)
     headers = await _headers(store, source.key)

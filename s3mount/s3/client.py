@@ -18,6 +18,7 @@ from s3mount.errors import (
 )
 from s3mount.s3 import lost, xml
 from s3mount.s3.calls import Request
+from s3mount.s3.detour import copy_by_detour, description_of
 from s3mount.s3.faults import error_class, one_line
 from s3mount.s3.http import Answer, body_size
 from s3mount.s3.multipart import MultipartUploads
@@ -66,10 +67,12 @@ class S3Client(MultipartUploads):
         crc: int | None = None,
     ) -> Stored:
         """Write an object; see `ObjectStore.put`."""
-        supported = self._capabilities.conditional_put
+        heeded = self._capabilities.conditional_put
 
         async def write(condition: Precondition) -> Stored:
+            supported = self._heeds(condition, heeded)
             await self._check_condition(key, condition, supported)
+            await self._let_clock_tick(key)
             sent = {**checked(headers), **condition_headers(condition, supported)}
 
             async def send(algorithm: str | None) -> Stored:
@@ -77,7 +80,7 @@ class S3Client(MultipartUploads):
 
             return await self._with_checksum(send)
 
-        return await self._under(key, condition, supported, write)
+        return await self._under(key, condition, heeded, write)
 
     async def _put(
         self,
@@ -142,16 +145,20 @@ class S3Client(MultipartUploads):
         condition: Precondition = ALWAYS,
     ) -> Stored:
         """Copy on the server; see `ObjectStore.copy`."""
-        supported = self._capabilities.conditional_copy
+        known = self._capabilities
+        if not known.copy_replaces or (headers is None and not known.copy_keeps):
+            return await self._copy_otherwise(source, target, headers, source_etag, condition)
+        supported = self._heeds(condition, known.conditional_copy)
         await self._check_condition(target, condition, supported)
+        await self._let_clock_tick(target)
         sent = {
             "x-amz-copy-source": self._source(source),
             "x-amz-metadata-directive": "COPY" if headers is None else "REPLACE",
             **checked(headers or {}),
             **condition_headers(condition, supported),
         }
-        if source_etag is not None:
-            sent["x-amz-copy-source-if-match"] = source_etag
+        if (own := self._stores_own(source_etag)) is not None:
+            sent["x-amz-copy-source-if-match"] = own
         request = Request("CopyObject", "PUT", target, self._path(target), headers=sent, slow=True)
         operation = self._calls.begin()
         try:
@@ -163,7 +170,28 @@ class S3Client(MultipartUploads):
                     return stored_of(info)
             raise refused(error, condition) from error
         etag = read_answer(request, xml.result, answer)["ETag"]
-        return answered(etag or await self._etag(target), answer)
+        return answered(await self._new_etag(target, etag), answer)
+
+    async def _copy_otherwise(
+        self,
+        source: str,
+        target: str,
+        headers: Mapping[str, str] | None,
+        source_etag: str | None,
+        condition: Precondition,
+    ) -> Stored:
+        """Copy where CopyObject loses metadata."""
+        if headers is None and self._capabilities.copy_replaces:
+            info = await self.head(source)
+            if source_etag is not None and info.etag != source_etag:
+                raise Changed(f"{source}: it is not the version that was to be copied")
+            said = description_of(info)
+            return await self.copy(
+                source, target, headers=said, source_etag=info.etag, condition=condition
+            )
+        return await copy_by_detour(
+            self, source, target, headers=headers, source_etag=source_etag, condition=condition
+        )
 
     async def delete(self, key: str, *, condition: Precondition = ALWAYS) -> None:
         """Delete an object; that there is none is no error."""
@@ -171,7 +199,7 @@ class S3Client(MultipartUploads):
 
         async def delete(condition: Precondition) -> None:
             if not condition.absent:  # Else somebody else was faster.
-                await self._delete(key, condition, supported)
+                await self._delete(key, condition, self._heeds(condition, supported))
 
         await self._under(key, condition, supported, delete)
 
@@ -193,8 +221,8 @@ class S3Client(MultipartUploads):
         """Delete any number of objects, and return the failures by key."""
         failures: dict[str, StoreError] = {}
         together = self._capabilities.delete_many
-        alone = [key for key in keys if not together or not xml.writable(self.prefix + key)]
-        batched = [key for key in keys if xml.writable(self.prefix + key)] if together else []
+        alone = [key for key in keys if not together or not xml.writable(self._name(key))]
+        batched = [key for key in keys if xml.writable(self._name(key))] if together else []
         batches = [
             batched[start : start + _DELETE_BATCH]
             for start in range(0, len(batched), _DELETE_BATCH)
@@ -215,7 +243,8 @@ class S3Client(MultipartUploads):
 
     async def _delete_batch(self, keys: Sequence[str]) -> dict[str, StoreError]:
         """Delete up to a thousand objects by one call."""
-        body = xml.delete_request(self.prefix + key for key in keys)
+        named = {self._name(key): key for key in keys}
+        body = xml.delete_request(named)
         request = Request(
             "DeleteObjects",
             "POST",
@@ -232,10 +261,10 @@ class S3Client(MultipartUploads):
         except StoreError as error:
             return dict.fromkeys(keys, error)
         failures: dict[str, StoreError] = {}
-        for key, code, message in found:
-            if code != "NoSuchKey":
-                text = f"DeleteObjects {key}: {one_line(message or code)}"
-                failures[key[len(self.prefix) :]] = error_class(code, 0)(text, code=code)
+        for name, code, message in found:
+            if code != "NoSuchKey" and name in named:
+                text = f"DeleteObjects {name}: {one_line(message or code)}"
+                failures[named[name]] = error_class(code, 0)(text, code=code)
         return failures
 
     # ------------------------------------------------------------ what they share
@@ -253,8 +282,7 @@ class S3Client(MultipartUploads):
             return result
 
     async def _stored(self, key: str, answer: Answer) -> Stored:
-        etag = answer.headers.get("etag") or await self._etag(key)
-        return answered(etag, answer)
+        return answered(await self._new_etag(key, answer.headers.get("etag", "")), answer)
 
 
 async def _expectation(

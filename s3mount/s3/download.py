@@ -113,6 +113,9 @@ class Download:
     def _pin(self, head: Head, size: int) -> None:
         """Hold on to the version of the first answer."""
         etag = head.headers.get("etag", "")
+        if not etag and "last-modified" not in head.headers:
+            # Some stores answer 200 and an error.
+            raise Broken("the answer does not describe an object")
         if self._etag is not None and etag != self._etag:
             raise Changed(f"{self._request.what}: the object was replaced")
         if self.received and size != self.size:

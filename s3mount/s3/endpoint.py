@@ -11,7 +11,9 @@ class EndpointSettings:
     `host` is what the Host header says (with the bucket in it when `virtual_host`), without
     the port; `root` is the path that every key is appended to, ``/bucket`` in path style.
     `region` is the one that signatures name.  `credential_source` says where the credentials
-    came from, for people; `service` is what signatures are for.
+    came from, for people; `service` is what signatures are for.  `signature` is the version that
+    requests are signed by, ``v4`` or ``v2``; the latter also needs `signed_root`, ``/bucket`` where
+    the host name holds the bucket.
     """
 
     scheme: str
@@ -24,6 +26,8 @@ class EndpointSettings:
     ca_bundle: str | None = None
     credential_source: str = ""
     service: str = "s3"
+    signature: str = "v4"
+    signed_root: str = ""
 
     @property
     def secure(self) -> bool:

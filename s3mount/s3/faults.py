@@ -36,6 +36,7 @@ ERROR_OF_CODE: Mapping[str, type[StoreError]] = {
     EMPTY_ANSWER: Unsupported,
     "EntityTooLarge": TooLarge,
     "EntityTooSmall": InvalidRequest,
+    "ExistingObjectIsDirectory": InvalidName,
     "ExpiredToken": Unrecognised,
     "ExpiredTokenException": Unrecognised,
     "IllegalLocationConstraintException": WrongRegion,

@@ -38,6 +38,7 @@ from s3mount.s3.store import (
 )
 
 _MAX_PLAIN_UPLOADS = 1000
+_TICK_SECONDS = 1.1  # A store tells whole seconds.
 _T = TypeVar("_T")
 
 
@@ -70,6 +71,7 @@ class MultipartUploads(BucketReader):
         self._part_checksums = True
         self._plain_uploads: dict[str, bool] = {}
         self._own_writes = OwnWrites()
+        self._ticks: dict[str, float] = {}  # When a key may be written again.
 
     async def create_upload(
         self, key: str, *, headers: Mapping[str, str], copies: bool = True
@@ -166,7 +168,7 @@ class MultipartUploads(BucketReader):
             headers={
                 "x-amz-copy-source": self._source(source),
                 "x-amz-copy-source-range": f"bytes={start}-{stop - 1}",
-                "x-amz-copy-source-if-match": source_etag,
+                **_if_match(self._stores_own(source_etag)),
             },
             slow=True,
         )
@@ -190,7 +192,8 @@ class MultipartUploads(BucketReader):
         elements = self._part_checksum_values(upload_id, parts)
 
         async def complete(condition: Precondition) -> Stored:
-            await self._check_condition(key, condition, supported)
+            await self._check_condition(key, condition, self._heeds(condition, supported))
+            await self._let_clock_tick(key)
             try:
                 return await self._complete(key, upload_id, parts, elements, condition)
             except InvalidRequest:
@@ -209,7 +212,7 @@ class MultipartUploads(BucketReader):
         write: Callable[[Precondition], Awaitable[_T]],
     ) -> _T:
         """Write under a condition, which may be a lenient one."""
-        if condition.lenient and not supported:
+        if condition.lenient and not self._heeds(condition, supported):
             condition = ALWAYS
         done = await over_what_is_there(condition, lambda: self._describe(key), write)
         self._own_writes.forget(key)
@@ -232,7 +235,8 @@ class MultipartUploads(BucketReader):
         condition: Precondition,
     ) -> Stored:
         body = xml.complete_request(parts, elements)
-        conditions = condition_headers(condition, self._capabilities.conditional_complete)
+        supported = self._heeds(condition, self._capabilities.conditional_complete)
+        conditions = condition_headers(condition, supported)
         request = Request(
             "CompleteMultipartUpload",
             "POST",
@@ -259,9 +263,27 @@ class MultipartUploads(BucketReader):
                     return stored_of(info)
             raise refused(error, condition) from error
         etag = read_answer(request, xml.result, answer)["ETag"]
-        if not etag or not self._capabilities.complete_names_etag:
-            etag = await self._etag(key)
-        return answered(etag, answer)
+        if not self._capabilities.complete_names_etag:
+            etag = ""
+        return answered(await self._new_etag(key, etag), answer)
+
+    async def _new_etag(self, key: str, answered: str) -> str:
+        """The ETag of what was just written, of which the store has *answered* one, or none."""
+        if not self._capabilities.distinct_etags:
+            self._ticks[key] = trio.current_time() + _TICK_SECONDS
+        elif answered:
+            return answered
+        return await self._etag(key)
+
+    async def _let_clock_tick(self, key: str) -> None:
+        """Where Last-Modified tells versions apart, let no two of our own have the same."""
+        if self._capabilities.distinct_etags:
+            return
+        now = trio.current_time()
+        free = max(self._ticks.get(key, now), now)
+        self._ticks = {one: end for one, end in self._ticks.items() if end > now}
+        self._ticks[key] = free + _TICK_SECONDS
+        await trio.sleep_until(free)
 
     def _part_checksum_values(
         self, upload_id: str, parts: Sequence[PartDone]
@@ -277,7 +299,7 @@ class MultipartUploads(BucketReader):
 
     async def list_uploads(self, key: str) -> Sequence[ListedUpload]:
         """The unfinished uploads of *key*; see `ObjectStore.list_uploads`."""
-        full = self.prefix + key
+        full = self._name(key)
         query = canonical_query([("prefix", full), ("uploads", "")])
         request = Request("ListMultipartUploads", "GET", full, self._bucket_path(), query)
         listed = read_answer(request, xml.upload_page, await self._calls.call(request))
@@ -332,3 +354,7 @@ class MultipartUploads(BucketReader):
         if self._capabilities.unsigned_payload:
             return UNSIGNED_PAYLOAD
         return await trio.to_thread.run_sync(digest, "sha256", body)
+
+
+def _if_match(etag: str | None) -> dict[str, str]:
+    return {} if etag is None else {"x-amz-copy-source-if-match": etag}

@@ -34,7 +34,7 @@ def object_info(key: str, headers: Mapping[str, str], size: int | None = None) -
     if size is None:
         text = headers.get("content-length", "")
         if not (text.isascii() and text.isdigit()):
-            raise Unavailable(f"{key}: the store does not tell its size")
+            raise Unavailable(f"{key}: the store does not tell its size", code=NO_SIZE)
         size = int(text)
     metadata = {
         name[11:]: _metadata_value(value)
@@ -173,6 +173,7 @@ def read_answer(request: Request, reader: Callable[[bytes], _T], answer: Answer)
 
 
 NOT_S3 = "NotS3"
+NO_SIZE = "NoSize"
 
 
 def demand_s3(error: StoreError, url: str) -> None:

@@ -7,12 +7,14 @@ refuses what it has to refuse and takes what it has to take.
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
 from s3mount.errors import Changed, Denied, Exists, StoreError
 from s3mount.s3.client import S3Client
+from s3mount.s3.objects import NO_SIZE
+from s3mount.s3.oddities import prefixes_vanish, refused_names
 from s3mount.s3.store import (
     ABSENT,
     Capabilities,
@@ -21,6 +23,7 @@ from s3mount.s3.store import (
     PartDone,
     Precondition,
     Stored,
+    StoredChecksum,
 )
 
 _TIMEOUT_SECONDS = 10.0
@@ -49,7 +52,11 @@ WEAKNESSES = {
     "unsigned_payload": "wants a SHA-256 of everything that is written, which is slow",
     "complete_names_etag": "does not tell the ETag of a completed upload: it is asked for",
     "marker_metadata": "forgets modes, owners and times of directories: only this host knows them",
-    "distinct_etags": "gives different contents one ETag: changes may go unnoticed",
+    "distinct_etags": "gives different contents one ETag: changes are noticed by time and size",
+    "copy_keeps": "loses metadata in a copy: they are sent anew",
+    "copy_replaces": "cannot change metadata in a copy: content is sent again to change a mode",
+    "head_size": "does not tell the right size to HEAD: a byte is read to learn it",
+    "prefixes_vanish": "lists directories that are gone: each one listed is looked into",
 }
 
 
@@ -92,6 +99,7 @@ class _Probe:
         self._folder = folder
         self._base = base
         self._found: dict[str, bool] = {}
+        self._refused: tuple[str, ...] = ()
         self._notes: list[str] = []
         self._keys: list[str] = []
         self._uploads: dict[str, str] = {}
@@ -110,7 +118,14 @@ class _Probe:
         checksum = self._client.capabilities.checksum
         if checksum is None:
             weak.append("the store keeps no checksum of what is written")
-        return replace(assumed, **self._found, checksum=checksum, notes=(*self._notes, *weak))
+        found: dict[str, Any] = dict(self._found)
+        return replace(
+            assumed,
+            **found,
+            refused_names=self._refused,
+            checksum=checksum,
+            notes=(*self._notes, *weak),
+        )
 
     async def try_everything(self) -> None:
         """Run all trials, at the same time as far as they do not need each other."""
@@ -137,6 +152,8 @@ class _Probe:
             self._try_delete_many,
             self._try_marker,
             self._try_list_metadata,
+            self._try_names,
+            self._try_directory,
         )
         if isinstance(written, StoreError):
             self._notes, self._found = notes, found
@@ -182,8 +199,10 @@ class _Probe:
             lambda: client.get(key, 0, [memoryview(bytearray(3))], etag=wrong),
         )
         right = Precondition(etag=first.etag)
-        second = await _outcome(lambda: client.put(key, [b"three"], headers={}, condition=right))
+        second = await _outcome(lambda: client.put(key, [b"six"], headers={}, condition=right))
         accepted = isinstance(second, Stored)
+        if not accepted:
+            second = await _outcome(lambda: client.put(key, [b"six"], headers={}))
         self._judge("conditional_put", create, Exists)
         self._judge("conditional_put", over, Changed)
         if not accepted:
@@ -191,6 +210,7 @@ class _Probe:
         # The client compares ETags itself: only a 412 shows that the store did.
         self._judge("conditional_get", read, Changed, status=412)
         if isinstance(second, Stored):
+            # Of one size and most often within one second: an ETag of those is none.
             self._found["distinct_etags"] = second.etag != first.etag
         refused = await _outcome(lambda: client.delete(key, condition=_WRONG))
         self._judge("conditional_delete", refused, Changed)
@@ -199,7 +219,7 @@ class _Probe:
         client = self._client
         source, occupied, vacant = self._key("c"), self._key("d"), self._key("e")
         await self._all(
-            lambda: client.put(source, [b"source"], headers={}),
+            lambda: client.put(source, [b"source"], headers=_description("old")),
             lambda: client.put(occupied, [b"target"], headers={}),
         )
 
@@ -212,6 +232,29 @@ class _Probe:
         self._judge("conditional_copy", refused, Exists)
         if isinstance(taken, StoreError) and taken.status:
             self._found["conditional_copy"] = False
+        await self._try_metadata_of_copies(source, self._key("k"))
+
+    async def _try_metadata_of_copies(self, source: str, target: str) -> None:
+        """Copy with the metadata, then give an object other ones by a copy onto itself."""
+        client = self._client
+        kept = await _outcome(lambda: client.copy(source, target, headers=None, source_etag=None))
+        await self._judge_copy("copy_keeps", kept, target, "old")
+        changed = await _outcome(
+            lambda: client.copy(source, source, headers=_description("new"), source_etag=None)
+        )
+        await self._judge_copy("copy_replaces", changed, source, "new")
+
+    async def _judge_copy(self, name: str, outcome: object, key: str, word: str) -> None:
+        if isinstance(outcome, StoreError):
+            if _told(outcome) and not isinstance(outcome, Denied):
+                self._found[name] = False
+            return
+        into = bytearray(7)
+        info = await _outcome(lambda: self._client.get(key, 0, [memoryview(into)], etag=None))
+        if isinstance(info, ObjectInfo):
+            right = info.metadata.get("probe") == word and info.metadata.get("only") == word
+            content_type = info.headers.get("content-type", "").startswith(f"text/x-{word}")
+            self._found[name] = right and content_type and bytes(into) == b"source\0"
 
     async def _try_multipart(self) -> None:
         """Copy into an upload with a checksum and one without, and complete under conditions."""
@@ -243,6 +286,8 @@ class _Probe:
             lambda: self._judge_etag(second),
             lambda: self._try_to_complete_over(first),
         )
+        if self._found.get("copy_part_checksum"):
+            self._found["copy_part_checksum"] = await self._checksum_is_right(first)
 
     def _note_no_multipart(self, reason: object) -> None:
         self.note(f"multipart uploads were not possible ({reason})")
@@ -307,6 +352,18 @@ class _Probe:
             )
             self._judge("conditional_complete", over, Changed)
 
+    async def _checksum_is_right(self, upload: _Upload) -> bool:
+        """Whether what is made of a copied part has the checksum of its bytes, if it has one.
+
+        That of versitygw is the one of the whole object which the part was copied from.
+        """
+        client = self._client
+        done = await _outcome(lambda: client.complete_upload(upload.key, upload.name, upload.parts))
+        if not isinstance(done, Stored):
+            return True
+        kept = await _outcome(lambda: client.stored_checksum(upload.key, etag=done.etag))
+        return not isinstance(kept, StoredChecksum) or kept.of(b"234", 0) == kept.value
+
     async def _holds(self, key: str, content: bytes) -> bool:
         """Whether the object at *key* is just *content*."""
         into = bytearray(len(content) + 1)
@@ -339,12 +396,15 @@ class _Probe:
     async def _try_list_metadata(self) -> None:
         client, key = self._client, self._key("j")
         headers = {"x-amz-meta-mode": "33188", "content-type": "text/x-probe", **_LISTED_HEADERS}
-        if isinstance(await _outcome(lambda: client.put(key, [b"x"], headers=headers)), StoreError):
+        body = b"probe " * 100
+        if isinstance(await _outcome(lambda: client.put(key, [body], headers=headers)), StoreError):
             return
         info, page = await self._all(
             lambda: client.head(key),
             lambda: client.list_page(key, token=None, flat=True, metadata=True),
         )
+        if isinstance(info, ObjectInfo) or (isinstance(info, StoreError) and info.code == NO_SIZE):
+            self._found["head_size"] = isinstance(info, ObjectInfo) and info.size == len(body)
         if isinstance(info, ObjectInfo) and isinstance(page, ListPage):
             listed = page.described.get(key)
             names = ("content-type", *_LISTED_HEADERS)
@@ -354,6 +414,18 @@ class _Probe:
                 == (info.etag, info.size, info.modified_ns, info.metadata)
                 and all(listed.headers.get(name) == info.headers.get(name) for name in names)
             )
+
+    async def _try_names(self) -> None:
+        refused = await _outcome(lambda: refused_names(self._client, f"{self._base}-n/"))
+        if isinstance(refused, tuple):
+            self._refused = refused
+
+    async def _try_directory(self) -> None:
+        folder = f"{self._base}-o/"
+        self._keys += [f"{folder}x", folder]
+        vanish = await _outcome(lambda: prefixes_vanish(self._client, folder))
+        if isinstance(vanish, bool):
+            self._found["prefixes_vanish"] = vanish
 
     # ----------------------------------------------------------------- judgement
 
@@ -375,6 +447,15 @@ class _Probe:
             for index, trial in enumerate(trials):
                 nursery.start_soon(run, index, trial)
         return outcomes
+
+
+def _description(word: str) -> dict[str, str]:
+    """Metadata that are told from others by *word*; the client adds none of its own."""
+    return {
+        "content-type": f"text/x-{word}",
+        "x-amz-meta-probe": word,
+        "x-amz-meta-only": word,
+    }
 
 
 def _told(error: StoreError) -> bool:

@@ -12,9 +12,11 @@ from s3mount.errors import (
     Changed,
     Denied,
     Exists,
+    InvalidRange,
     InvalidRequest,
     NoSuchBucket,
     NotFound,
+    StoreError,
     Unavailable,
     Unsupported,
 )
@@ -23,6 +25,8 @@ from s3mount.s3.calls import Request, Statistics
 from s3mount.s3.changes import ChangeSource
 from s3mount.s3.download import Download
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
+from s3mount.s3.escaping import escaping_of
+from s3mount.s3.identity import identify, stores_own
 from s3mount.s3.listening import Listener
 from s3mount.s3.objects import demand_s3, object_info, read_answer
 from s3mount.s3.ownwrites import OwnWrites
@@ -41,6 +45,8 @@ from s3mount.s3.streaming import StreamingCalls
 from s3mount.tracing import Trace
 
 log = logging.getLogger(__name__)
+
+_LOOKS_AT_ONCE = 16
 
 
 class BucketReader:
@@ -118,8 +124,12 @@ class BucketReader:
         """The endpoint, as redirects have corrected it."""
         return self._calls.settings
 
+    def _name(self, key: str) -> str:
+        """The key in the bucket, as the store keeps it."""
+        return escaping_of(self._capabilities.refused_names).to_store(self.prefix + key)
+
     def _path(self, key: str) -> str:
-        return f"{self._calls.settings.root}/{escape_key(self.prefix + key)}"
+        return f"{self._calls.settings.root}/{escape_key(self._name(key))}"
 
     async def _place(self, key: str) -> tuple[str, str]:
         """The path and the query by which the object at *key* is read."""
@@ -129,7 +139,7 @@ class BucketReader:
         return self._calls.settings.root or "/"
 
     def _source(self, key: str) -> str:
-        return f"/{self.bucket}/{escape_key(self.prefix + key)}"
+        return f"/{self.bucket}/{escape_key(self._name(key))}"
 
     def changes(self, queue: str = "") -> ChangeSource:
         """Who tells of changes by others: the store itself, or a *queue* of SQS (its URL)."""
@@ -143,11 +153,11 @@ class BucketReader:
 
     def full_key(self, key: str) -> str:
         """The key in the bucket; see `ObjectLinks.full_key`."""
-        return self.prefix + key
+        return self._name(key)
 
     def url(self, key: str) -> str:
         """The address as the tools of AWS take it; see `ObjectLinks.url`."""
-        return f"s3://{self.bucket}/{self.prefix}{key}"
+        return f"s3://{self.bucket}/{self._name(key)}"
 
     async def presigned_url(self, key: str, seconds: int) -> str:
         """A link for everybody; see `ObjectLinks.presigned_url`."""
@@ -157,17 +167,43 @@ class BucketReader:
 
     async def head(self, key: str) -> ObjectInfo:
         """Describe the object at *key*."""
-        answer = await self._calls.call(Request("HeadObject", "HEAD", key, *await self._place(key)))
-        return object_info(key, answer.headers)
+        return await self._head(Request("HeadObject", "HEAD", key, *await self._place(key)))
+
+    async def _head(self, request: Request) -> ObjectInfo:
+        """Describe an object by HEAD; where that does not tell the size, by a GET of one byte."""
+        size = None
+        if not self._capabilities.head_size:
+            try:
+                return await self.get(request.key, 0, [memoryview(bytearray(1))], etag=None)
+            except InvalidRange:
+                size = 0  # There is no first byte.
+        answer = await self._calls.call(request)
+        return self._identified(object_info(request.key, answer.headers, size))
+
+    def _identified(self, info: ObjectInfo) -> ObjectInfo:
+        """What was told of an object, with an ETag that is one."""
+        if self._capabilities.distinct_etags:
+            return info
+        return replace(info, etag=identify(info.etag, info.modified_ns, info.size))
+
+    def _stores_own(self, etag: str | None) -> str | None:
+        """An ETag as the store knows it; None where it says nothing there."""
+        if etag is None or self._capabilities.distinct_etags:
+            return etag
+        return stores_own(etag) or None
 
     async def _describe(self, key: str) -> ObjectInfo | None:
         """HEAD with checksums; None when there is nothing."""
         asked = {"x-amz-checksum-mode": "ENABLED"}
         try:
             request = Request("HeadObject", "HEAD", key, *await self._place(key), headers=asked)
-            return object_info(key, (await self._calls.call(request)).headers)
+            return await self._head(request)
         except NotFound:
             return None
+
+    def _heeds(self, condition: Precondition, supported: bool) -> bool:
+        """Whether the store checks *condition*, given that it has such conditions at all."""
+        return supported and (condition.etag is None or self._capabilities.distinct_etags)
 
     async def _etag(self, key: str) -> str:
         return (await self.head(key)).etag
@@ -203,15 +239,25 @@ class BucketReader:
     ) -> ObjectInfo:
         """Fill the buffers *into* with the bytes from *start* on; see `ObjectStore.get`."""
         request = Request("GetObject", "GET", key, *await self._place(key), urgent=urgent)
-        download = Download(request, start, into, etag, progress, size)
-        await self._calls.call(request, incoming=download)
+        own = self._stores_own(etag)
+        download = Download(request, start, into, own, progress, size)
+        try:
+            await self._calls.call(request, incoming=download)
+        except InvalidRange as error:
+            # RustFS looks at the range first: of a shorter version it says just that.
+            if etag is not None and (info := await self._describe(key)) and info.etag != etag:
+                raise Changed(f"{request.what}: the object was replaced") from error
+            raise
         if download.damaged():
             log.warning("%s does not match its checksum, fetching it again", request.what)
             download.restart()
             await self._calls.call(request, incoming=download)
             if download.damaged():
                 raise download.corrupt()
-        return object_info(key, download.headers, download.size)
+        info = self._identified(object_info(key, download.headers, download.size))
+        if own != etag and info.etag != etag:
+            raise Changed(f"{request.what}: the object was replaced")
+        return info
 
     async def stored_checksum(self, key: str, *, etag: str) -> StoredChecksum | None:
         """The checksum of a whole version; see `ObjectStore.stored_checksum`."""
@@ -229,7 +275,7 @@ class BucketReader:
     ) -> ListPage:
         """List one page of what is under *prefix*; unless *flat*, one level only."""
         where = None if token is None else listing.Token.parse(token)
-        version = where.version if where else (2 if self._capabilities.list_v2 else 1)
+        version = where.version if where else self._version
         try:
             found = await self._listing(prefix, where, version, flat, limit, metadata=metadata)
         except (InvalidRequest, Unsupported):
@@ -237,7 +283,57 @@ class BucketReader:
                 raise
             found = await self._listing(prefix, None, 1, flat, limit)
             self.adopt(replace(self._capabilities, list_v2=False))
-        return listing.page_of(found, prefix, where)
+        page = listing.page_of(self._read(found), prefix, where)
+        if flat or self._capabilities.prefixes_vanish:
+            return page
+        return replace(page, prefixes=await self._without_empty(page.prefixes))
+
+    def _read(self, found: xml.Listing) -> xml.Listing:
+        """A listing in our words: keys as they were before they were escaped, our own ETags."""
+        known = self._capabilities
+        if known.refused_names:
+            plain = escaping_of(known.refused_names).from_store
+            cut = len(self.prefix)
+            base = self._name("")
+
+            def named(key: str) -> str:
+                return plain(base + key)[cut:]
+
+            found = found._replace(
+                objects=[listed._replace(key=named(listed.key)) for listed in found.objects],
+                prefixes=[named(prefix) for prefix in found.prefixes],
+                headers={named(key): headers for key, headers in found.headers.items()},
+            )
+        if not known.distinct_etags:
+            objects = [
+                listed._replace(etag=identify(listed.etag, listed.modified_ns, listed.size))
+                for listed in found.objects
+            ]
+            found = found._replace(objects=objects)
+        return found
+
+    async def _without_empty(self, prefixes: Sequence[str]) -> list[str]:
+        """Those of *prefixes* that something is under: the store lists others, too."""
+        kept: dict[str, bool] = {}
+        waiting = iter(prefixes)
+
+        async def look() -> None:
+            for prefix in waiting:
+                try:
+                    found = await self._listing(prefix, None, self._version, True, 1)
+                    kept[prefix] = bool(found.objects) or found.truncated
+                except StoreError:
+                    kept[prefix] = True  # Whoever opens it will hear why.
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(_LOOKS_AT_ONCE, len(prefixes))):
+                nursery.start_soon(look)
+        return [prefix for prefix in prefixes if kept[prefix]]
+
+    @property
+    def _version(self) -> int:
+        """The listing call that the store knows."""
+        return 2 if self._capabilities.list_v2 else 1
 
     async def _listing(
         self,
@@ -250,7 +346,7 @@ class BucketReader:
         *,
         metadata: bool = False,
     ) -> xml.Listing:
-        full = self.prefix + prefix
+        full = self._name(prefix)
         query = listing.query_of(
             full, token, version=version, flat=flat, limit=limit, metadata=metadata
         )
@@ -259,7 +355,7 @@ class BucketReader:
         answer = await self._calls.call(request, operation)
 
         def read(body: bytes) -> xml.Listing:
-            return xml.listing(body, full, self.prefix, metadata=metadata)
+            return xml.listing(body, full, self._name(""), metadata=metadata)
 
         return read_answer(request, read, answer)
 

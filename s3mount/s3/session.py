@@ -121,6 +121,7 @@ def resolve(
     insecure_http: bool,
     credentials_file: Path | None = None,
     passwd_file: Path | None = None,
+    signature: str = "v4",
 ) -> Resolved:
     """Find endpoint, region and credentials for *bucket* the way AWS tools do.
 
@@ -137,6 +138,8 @@ def resolve(
         settings = replace(
             settings,
             verify_ssl=verify_ssl,
+            signature=signature,
+            signed_root=f"/{bucket}" if settings.virtual_host else "",
             ca_bundle=ca_bundle or session.get_config_variable("ca_bundle"),
         )
         if no_sign_request:

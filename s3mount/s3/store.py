@@ -211,8 +211,11 @@ class Capabilities:
     `complete_names_etag` whether the ETag that a completion answers is the object's;
     `distinct_etags` whether other content has another ETag; `marker_metadata` whether an object
     ``d/`` keeps its metadata; `list_metadata` whether a listing tells metadata when it is asked
-    to, as MinIO's does.  `notes` say in sentences what is
-    weaker than it should be, or could not be tried.
+    to, as MinIO's does; `copy_keeps` and `copy_replaces` whether CopyObject heeds the directives
+    COPY and REPLACE of metadata; `head_size` whether HEAD tells the size; `prefixes_vanish`
+    whether a directory is not listed any more when its marker and all in it are deleted.
+    `refused_names` are the forms of names (of `escaping.SAMPLES`) that the store does not keep
+    as they are.  `notes` say in sentences what is weaker than it should be, or could not be tried.
     """
 
     conditional_put: bool = True
@@ -231,6 +234,11 @@ class Capabilities:
     distinct_etags: bool = True
     marker_metadata: bool = True
     list_metadata: bool = False
+    copy_keeps: bool = True
+    copy_replaces: bool = True
+    head_size: bool = True
+    prefixes_vanish: bool = True
+    refused_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

@@ -17,8 +17,6 @@ from s3mount.s3.client import S3Client
 _T = TypeVar("_T")
 
 _TIMEOUT_SECONDS = 10.0
-# Names that some stores refuse, or store under another name.
-ODD = {"a//b": "//", "./c": ".", "d/../e": "..", "f\n": "a newline", "\u00fc": "umlauts"}
 _ORDERED = ("d-x", "d.y", "d/1", "d/sub/3", "da")
 WORKS, REFUSED, PRETENDS = "works", "refused", "pretends"
 _DIGESTS: Mapping[str, Callable[[bytes], bytes]] = {
@@ -88,9 +86,7 @@ class _Trials:
     async def clean_up(self) -> None:
         """Remove what the trials have left."""
         # Some stores make a folder of every prefix, and keep it when it is empty.
-        folders = {
-            f"{self._base}{name}/" for name in ("order/d/sub", "order/d", "order", "odd", "a")
-        }
+        folders = {f"{self._base}{name}/" for name in ("order/d/sub", "order/d", "order", "a")}
         left = [*self._keys, *sorted(folders, key=len, reverse=True), self._base]
         for key in left:
             await self._delete(key)
@@ -155,8 +151,8 @@ class _Trials:
         return found.metadata.get("probe") == value
 
     async def refused_names(self) -> tuple[str, ...]:
-        """The forms of names that the store does not keep."""
-        return tuple([form for name, form in ODD.items() if not await self._keeps(name)])
+        """The forms of names that the store does not keep: the probe has tried them."""
+        return self._client.capabilities.refused_names
 
     async def renaming(self) -> str:
         """Whether RenameObject renames: many stores make an empty object, and answer 200."""
@@ -218,16 +214,6 @@ class _Trials:
         except InvalidRange:
             return b""
         return bytes(into[: info.size])
-
-    async def _keeps(self, name: str) -> bool:
-        """Whether the store keeps an object under just this name."""
-        try:
-            key = await self._put(f"odd/{name}")
-            await self._client.head(key)
-            page = await self._client.list_page(f"{self._base}odd/", token=None, flat=True)
-        except StoreError:
-            return False
-        return key in [found.key for found in page.objects]
 
 
 def _refused(error: StoreError) -> str:

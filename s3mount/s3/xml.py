@@ -185,9 +185,9 @@ def listing(body: bytes, prefix: str, root: str, *, metadata: bool = False) -> L
         return Listing(objects, relative, truncated, following, 2, headers)
     marker = _name(fields.get("NextMarker", ""), escaped)
     if truncated and not marker:
-        # Without a delimiter the store need not name the next marker: it is the last name.
-        names = [*(root + item.key for item in objects[-1:]), *prefixes[-1:]]
-        marker = max(names, default="")
+        # Without a delimiter the store need not name the next marker: it is the last name, which
+        # does not stand last where a store lists in an order of its own.
+        marker = max([*(root + item.key for item in objects), *prefixes], default="")
     return Listing(objects, relative, truncated, marker, 1, headers)
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import unavailable
 from tests.faultproxy import FaultProxy
 from tests.mounts import Bucket, Mount, Mounter, why_no_mounts
-from tests.servers import Server
+from tests.servers import DEFAULT_SERVER, Server
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def sharing(
 
     @contextmanager
     def share(
-        *options: str, mounts: int = 1, server: str = "weed", proxied: bool = False
+        *options: str, mounts: int = 1, server: str = DEFAULT_SERVER, proxied: bool = False
     ) -> Iterator[Shared]:
         if reason := why_no_mounts():
             unavailable(reason)
@@ -105,7 +105,7 @@ def sharing(
 
 @pytest.fixture(scope="module")
 def shared(sharing: Callable) -> Iterator[Shared]:
-    """A bucket on SeaweedFS with one mount of it; modules that want another override this."""
+    """A bucket with one mount of it; modules that want another override this."""
     with sharing() as shared:
         yield shared
 

@@ -264,9 +264,9 @@ def test_a_bucket_name_that_is_none(attempt: Attempt, bucket_name: str, foregrou
 
 
 def test_a_bucket_that_may_not_be_listed(
-    mount: Mounter, bucket: Bucket, proxy: FaultProxy, weed: Server
+    mount: Mounter, bucket: Bucket, proxy: FaultProxy, server: Server
 ):
-    client = weed.client()
+    client = server.client()
     client.put_object(Bucket=bucket.name, Key="known/file", Body=b"content")
     proxy.inject(ACCESS_DENIED, operation="ListObjects")
     mount.expect_log("denied|AccessDenied", optional=True)
@@ -284,9 +284,9 @@ def test_a_bucket_that_may_not_be_listed(
 
 
 def test_a_known_name_below_a_directory_that_may_not_be_listed(
-    mount: Mounter, bucket: Bucket, proxy: FaultProxy, weed: Server
+    mount: Mounter, bucket: Bucket, proxy: FaultProxy, server: Server
 ):
-    client = weed.client()
+    client = server.client()
     client.put_object(Bucket=bucket.name, Key="known/", Body=b"")
     client.put_object(Bucket=bucket.name, Key="known/file", Body=b"content")
     proxy.inject(ACCESS_DENIED, operation="ListObjects")
@@ -297,9 +297,9 @@ def test_a_known_name_below_a_directory_that_may_not_be_listed(
 
 @pytest.mark.parametrize("options", [(), ("--ro",)])
 def test_a_bucket_that_may_only_be_read(
-    mount: Mounter, bucket: Bucket, proxy: FaultProxy, weed: Server, options: tuple[str, ...]
+    mount: Mounter, bucket: Bucket, proxy: FaultProxy, server: Server, options: tuple[str, ...]
 ):
-    client = weed.client()
+    client = server.client()
     client.put_object(Bucket=bucket.name, Key="directory/file", Body=b"content")
     for method in ("PUT", "POST", "DELETE"):
         proxy.inject(ACCESS_DENIED, method=method)

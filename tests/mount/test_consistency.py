@@ -27,7 +27,7 @@ def shared(sharing) -> Iterator[Shared]:
     with sharing("--metadata-ttl", "3s", "--negative-ttl", "1s", mounts=2) as shared:
         # Refused conflicts are what these tests are about.
         shared.mounter.expect_log(
-            r"could not be saved|pre-conditions|changed in the store", optional=True
+            r"could not be saved|pre-?conditions|changed in the store|NoSuchKey", optional=True
         )
         yield shared
 

@@ -100,10 +100,10 @@ def write_credentials(path: Path, credentials: Credentials) -> None:
 
 
 def test_check_21_credentials_that_change_in_their_file_are_taken_up(
-    mount: Mounter, bucket: Bucket, weed: Server, tmp_path: Path
+    mount: Mounter, bucket: Bucket, server: Server, tmp_path: Path
 ):
     mount.expect_log(r"injected by|AccessKey|access key|credentials", optional=True)
-    weed.client().put_object(Bucket=bucket.name, Key="file", Body=b"content")
+    server.client().put_object(Bucket=bucket.name, Key="file", Body=b"content")
     path = tmp_path / "credentials"
     write_credentials(path, bucket.credentials)
     environment = {
@@ -111,7 +111,7 @@ def test_check_21_credentials_that_change_in_their_file_are_taken_up(
         "AWS_ACCESS_KEY_ID": "",
         "AWS_SECRET_ACCESS_KEY": "",
     }
-    with FaultProxy(weed.url) as proxy:
+    with FaultProxy(server.url) as proxy:
         root = mount(bucket, "--timeout", "10s", url=proxy.url, env=environment).path
         assert (root / "file").stat().st_size == 7
         write_credentials(path, Credentials.random())

@@ -204,15 +204,15 @@ def test_check_16_who_has_read_wrong_bytes_gets_no_more_of_them(
 
 
 def test_check_16_wrong_bytes_do_not_stay_in_the_cache_on_disk(
-    mount: Mounter, bucket: Bucket, weed: Server, tmp_path: Path
+    mount: Mounter, bucket: Bucket, server: Server, tmp_path: Path
 ):
     body = noise(5 * MIB)
-    weed.client().put_object(
+    server.client().put_object(
         Bucket=bucket.name, Key="file", Body=body, ChecksumAlgorithm="CRC64NVME"
     )
     mount.expect_log(r"file does not match|damaged on its way")
     options = ("--cache", str(tmp_path / "cache"), "--min-free-space", "0")
-    with FaultProxy(weed.url) as proxy:
+    with FaultProxy(server.url) as proxy:
         mounted = mount(bucket, *options, url=proxy.url)
         proxy.inject(Flip(10_000), operation="GetObject", skip=1, count=1)
         fails(mounted.path / "file")

@@ -27,10 +27,10 @@ PATIENCE = 30.0
 
 
 @pytest.fixture
-def filled(bucket: Bucket, weed: Server) -> Bucket:
+def filled(bucket: Bucket, server: Server) -> Bucket:
     """A bucket with some files, with checksums."""
     for name, body in BODIES.items():
-        weed.client().put_object(
+        server.client().put_object(
             Bucket=bucket.name, Key=name, Body=body, ChecksumAlgorithm="CRC64NVME"
         )
     return bucket

@@ -117,11 +117,11 @@ def test_check_17_who_waits_can_be_killed(
 
 @pytest.mark.parametrize("option", ["soft,timeout=3", "soft,timeout=3s"])
 def test_check_10_soft_is_what_it_is_in_nfs(
-    mount: Mounter, bucket: Bucket, weed: Server, option: str
+    mount: Mounter, bucket: Bucket, server: Server, option: str
 ):
-    weed.client().put_object(Bucket=bucket.name, Key="file", Body=b"content")
+    server.client().put_object(Bucket=bucket.name, Key="file", Body=b"content")
     mount.expect_log(r"cannot connect")
-    with FaultProxy(weed.url) as proxy:
+    with FaultProxy(server.url) as proxy:
         mounted = mount(bucket, "-o", option, url=proxy.url)
         assert (mounted.path / "file").stat().st_size == 7
         proxy.down()

@@ -38,11 +38,11 @@ def test_check_45_links_are_returned_and_not_followed(shared: Shared, work: Path
 
 
 def test_check_46_secrets_are_nowhere_to_be_read(
-    mount: Mounter, bucket: Bucket, weed: Server, tmp_path: Path
+    mount: Mounter, bucket: Bucket, server: Server, tmp_path: Path
 ):
     mount.expect_log(r"injected by the fault proxy|kept|recover|could not be saved", optional=True)
     secret, access = bucket.credentials.secret_key, bucket.credentials.access_key
-    with FaultProxy(weed.url) as proxy:
+    with FaultProxy(server.url) as proxy:
         mounted = mount(bucket, "--debug", "--state-dir", str(tmp_path / "state"), url=proxy.url)
         (mounted.path / "file").write_bytes(b"x" * 20 * MIB)
         assert len((mounted.path / "file").read_bytes()) == 20 * MIB
@@ -86,11 +86,11 @@ def test_check_48_others_may_not_even_look(shared: Shared):
 
 
 def test_check_54_nothing_stays_behind(
-    mount: Mounter, bucket: Bucket, weed: Server, tmp_path: Path
+    mount: Mounter, bucket: Bucket, server: Server, tmp_path: Path
 ):
     """Neither of uploads that were begun and given up, nor of files that had no room in memory."""
     state = tmp_path / "state"
-    with FaultProxy(weed.url) as proxy:
+    with FaultProxy(server.url) as proxy:
         options = ("--memory", "32M", "--part-size", "5M", "--state-dir", str(state))
         mounted = mount(bucket, *options, url=proxy.url)
         proxy.inject(Reset(Point.REQUEST_BODY, 100_000), operation="UploadPart", probability=0.3)
@@ -105,7 +105,7 @@ def test_check_54_nothing_stays_behind(
             file.truncate(0)
         proxy.clear()
         assert mounted.umount() == 0
-    client = weed.client()
+    client = server.client()
     assert not client.list_multipart_uploads(Bucket=bucket.name).get("Uploads")
     keys = [one["Key"] for one in client.list_objects_v2(Bucket=bucket.name)["Contents"]]
     assert keys == ["emptied", "finished"]

@@ -16,12 +16,12 @@ from tests.servers import Server
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 @pytest.mark.parametrize("how", ["--force", "--lazy"])
 def test_check_10_a_mount_goes_away_during_an_outage(
-    mount: Mounter, bucket: Bucket, weed: Server, mode: str, how: str
+    mount: Mounter, bucket: Bucket, server: Server, mode: str, how: str
 ):
     mount.expect_log(r"cannot connect|could not be saved|kept|still open|recover", optional=True)
-    with FaultProxy(weed.url) as proxy:
+    with FaultProxy(server.url) as proxy:
         mounted = mount(bucket, "-o", f"{mode},timeout=3s", url=proxy.url)
-        weed.client().put_object(Bucket=bucket.name, Key="file", Body=b"content" * 1000)
+        server.client().put_object(Bucket=bucket.name, Key="file", Body=b"content" * 1000)
         assert (mounted.path / "file").stat().st_size == 7000
         proxy.down()
         with python(READ, mounted.path / "file"):

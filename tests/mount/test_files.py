@@ -304,6 +304,10 @@ def test_directories_refuse_what_posix_refuses(work: Path):
     assert names(work) == []
 
 
+# They keep a directory as a file with a longer name, and refuse one whose name has 255 bytes.
+SHORT_DIRECTORIES = ("rustfs", "minio")
+
+
 @pytest.mark.parametrize(
     "name",
     ["with space", "ünïcödé 文件", "a+b&c=d?e#f%20g", "~-._!*'()", "'\"\\x", "x" * 255, ".h"],
@@ -311,9 +315,12 @@ def test_directories_refuse_what_posix_refuses(work: Path):
 def test_names_of_all_kinds(work: Path, shared, name: str):
     (work / name).write_bytes(b"content")
     assert names(work) == [name]
-    assert shared.get(work / name) == b"content"
+    key = os.getxattr(work / name, "user.s3.key").decode()  # Escaped, where the store needs that.
+    assert shared.s3.get_object(Bucket=shared.bucket.name, Key=key)["Body"].read() == b"content"
     (work / name).rename(work / f"n{name[:200]}")
     (work / f"n{name[:200]}").unlink()
+    if shared.server.name in SHORT_DIRECTORIES:
+        name = name[:200]
     (work / name).mkdir()
     (work / name / name).write_bytes(b"inner")
     assert (work / name / name).read_bytes() == b"inner"

@@ -460,7 +460,7 @@ def test_refresh_does_not_touch_what_is_not_saved(patient: Shared):
 # -- without attributes ------------------------------------------------------------------------
 
 
-def test_without_attributes_there_are_only_facts(sharing: Callable, weed: Server):
+def test_without_attributes_there_are_only_facts(sharing: Callable, server: Server):
     with sharing("--attributes", "off") as shared:
         path = shared.root / "file"
         shared.put(path, b"x", ContentType="text/x-one", Metadata={"mode": "33152", "own": "y"})

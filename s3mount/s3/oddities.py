@@ -1,0 +1,66 @@
+"""Trials of what stores do in their own way to names and directories; the keys are removed."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import trio
+
+from s3mount.errors import Denied, StoreError
+from s3mount.s3.escaping import SAMPLES
+from s3mount.s3.store import ObjectStore
+
+
+async def refused_names(client: ObjectStore, folder: str) -> tuple[str, ...]:
+    """The forms of names that the store refuses, or keeps under other names.
+
+    *folder* is a prefix that nobody else uses.  Raises `StoreError` when it cannot be tried.
+    """
+    failed: dict[str, StoreError] = {}
+
+    async def put(form: str, key: str) -> None:
+        try:
+            await client.put(key, [b"x"], headers={})
+        except StoreError as error:
+            failed[form] = error
+
+    keys = {form: folder + name for form, name in SAMPLES.items()}
+    await _together(put, keys)
+    listed: list[str] = []
+    try:
+        page = await client.list_page(folder, token=None, flat=True)
+        listed = [found.key for found in page.objects]
+    finally:
+        await _remove(client, folder, [*keys.values(), *listed])
+    if any(isinstance(error, Denied) or not error.status for error in failed.values()):
+        return ()  # It is not about names.
+    return tuple([form for form, key in keys.items() if form in failed or key not in listed])
+
+
+async def prefixes_vanish(client: ObjectStore, folder: str) -> bool:
+    """Whether a directory whose marker and objects are deleted is not listed any more."""
+    await client.put(f"{folder}x", [b"x"], headers={})
+    await client.delete(f"{folder}x")
+    await client.delete(folder)
+    page = await client.list_page(folder.removesuffix("/"), token=None)
+    return folder not in page.prefixes
+
+
+async def _remove(client: ObjectStore, folder: str, keys: Sequence[str]) -> None:
+    """Delete keys, and what a store may have made directories of."""
+
+    async def delete(_: str, key: str) -> None:
+        try:
+            await client.delete(key)
+        except StoreError:
+            return  # What was refused is not there.
+
+    await _together(delete, {key: key for key in keys})
+    parents = {key[: key.rfind("/") + 1] for key in keys if "//" not in key and "/." not in key}
+    for parent in sorted({*parents, folder}, key=len, reverse=True):
+        if parent.startswith(folder):
+            await delete("", parent)
+
+
+async def _together(work: Callable[[str, str], Awaitable[None]], items: Mapping[str, str]) -> None:
+    async with trio.open_nursery() as nursery:
+        for name, key in items.items():
+            nursery.start_soon(work, name, key)
