@@ -201,6 +201,8 @@ class Assembly:
             changer,
             Xattrs(filesystem, changer, ObjectFacts(filesystem, client, client), client),
             metrics,
+            client.trace,
             ttl=self._config.metadata_ttl,
             writeback_cache=True,
+            slow=self._config.log_slow,
         )

@@ -67,6 +67,10 @@ class Directories:
         self._open[self._last] = _Reading(self._fs.inodes.get(number))
         return self._last
 
+    def inode(self, handle: int) -> Inode:
+        """The directory that a handle is of."""
+        return self._open[handle].inode
+
     def releasedir(self, handle: int) -> None:
         """Close a directory."""
         del self._open[handle]

@@ -41,7 +41,7 @@ class ObjectFacts:
             "s3.key": self._key,
             "s3.url": self._url,
             "s3.presigned-url": self._link,
-            "s3mount.state": self._state,
+            "s3mount.state": self.state,
         }
 
     @staticmethod
@@ -86,7 +86,8 @@ class ObjectFacts:
         entry = await self._fs.namespace.find(inode.parent.prefix, inode.segment, attributes=False)
         return entry.etag.strip('"') or None if entry is not None else None
 
-    async def _state(self, inode: Inode) -> str | None:
+    async def state(self, inode: Inode) -> str | None:
+        """Whether the store has it as it is: clean, dirty, uploading, or failed and why."""
         file = self._fs.files.get(inode)
         if file is None:
             return "dirty" if inode in self._fs.markers.unsaved else "clean"
@@ -97,12 +98,13 @@ class ObjectFacts:
         return "dirty" if file.dirty else "clean"
 
     async def _key(self, inode: Inode) -> str | None:
-        return self._links.full_key(self._local_key(inode)) or None
+        return self._links.full_key(self.local_key(inode)) or None
 
     async def _url(self, inode: Inode) -> str | None:
-        return self._links.url(self._local_key(inode))
+        return self._links.url(self.local_key(inode))
 
-    def _local_key(self, inode: Inode) -> str:
+    def local_key(self, inode: Inode) -> str:
+        """The key of a file, or of the marker of a directory, as seen from the mounted prefix."""
         return inode.prefix if inode.directory else inode.key
 
     # -- what the store is asked -----------------------------------------------------------
@@ -123,26 +125,26 @@ class ObjectFacts:
         return info.headers.get("content-type") if info is not None else None
 
     async def _head(self, inode: Inode) -> ObjectInfo | None:
-        key = self._stored_key(inode)
+        key = self.stored_key(inode)
         try:
             return await self._store.head(key) if key else None
         except NotFound:
             return None
 
     async def _link(self, inode: Inode, seconds: str = str(LINK_SECONDS)) -> str | None:
-        key = "" if inode.directory else self._stored_key(inode)
+        key = "" if inode.directory else self.stored_key(inode)
         if not key or not seconds.isdecimal() or not seconds.isascii() or len(seconds) > 6:
             return None
         if not 1 <= int(seconds) <= MAX_LINK_SECONDS:
             return None
         return await self._links.presigned_url(key, int(seconds))
 
-    def _stored_key(self, inode: Inode) -> str:
+    def stored_key(self, inode: Inode) -> str:
         """Where the store has the object by now; empty: nowhere."""
         file = self._fs.files.get(inode)
         if file is not None:
             return file.stored_key if not file.unlinked else ""
-        return "" if inode.gone else self._local_key(inode)
+        return "" if inode.gone else self.local_key(inode)
 
 
 def _media_type(value: bytes) -> str:

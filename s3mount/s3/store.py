@@ -142,6 +142,20 @@ class ListedUpload(NamedTuple):
     algorithm: str
 
 
+class ListedVersion(NamedTuple):
+    """A version of an object, or the marker of its deletion (`deleted`, without size and ETag).
+
+    `moment_ns` is its Last-Modified.
+    """
+
+    id: str
+    size: int
+    etag: str
+    moment_ns: int
+    latest: bool
+    deleted: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Precondition:
     """When a write may take effect: always, only over `etag`, or only over nothing.
@@ -213,6 +227,14 @@ class ObjectLinks(Protocol):
 
     async def presigned_url(self, key: str, seconds: int) -> str:
         """A link by which anybody may GET the object for *seconds* (at most a week)."""
+        ...
+
+
+class ObjectHistory(Protocol):
+    """What objects have been."""
+
+    async def versions_of(self, key: str) -> Sequence[ListedVersion]:
+        """The versions of one object, the newest first; of very many those of one page."""
         ...
 
 

@@ -260,7 +260,7 @@ def test_a_renaming_whose_deletions_fail_is_finished_by_the_same_daemon(
     again, mount: Mounter, s3, bucket: Bucket, proxy, tmp_path: Path
 ):
     mount.expect_log("old/: renamed, and not all of it is deleted yet")
-    mount.expect_log("rename b'new': ")
+    mount.expect_log("rename new -> old: ")
     for number in range(20):
         s3.put_object(Bucket=bucket.name, Key=f"old/{number}", Body=b"%d" % number)
     one = again("-o", "timeout=2", url=proxy.url)
@@ -284,7 +284,7 @@ def test_a_renaming_that_has_failed_is_not_made_after_a_crash(
     again, mount: Mounter, s3, bucket: Bucket, proxy
 ):
     mount.expect_log("its renaming to new/ is undone")
-    mount.expect_log("rename b'old': ", optional=True)
+    mount.expect_log("rename old -> new: ", optional=True)
     for number in range(20):
         s3.put_object(Bucket=bucket.name, Key=f"old/{number}", Body=b"%d" % number)
     one = again(url=proxy.url)
