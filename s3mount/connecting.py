@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 
 import trio
 
 from s3mount.config import Config
 from s3mount.errors import MountError, StoreError, WrongRegion
 from s3mount.s3 import session
-from s3mount.s3.client import S3Client
+from s3mount.s3.past import PastClient
 from s3mount.s3.probe import probe
 from s3mount.s3.store import Capabilities
+from s3mount.s3.versions import HistoryClient
 from s3mount.verdicts import recall
 
 log = logging.getLogger(__name__)
 
 
-async def connect(config: Config, source: str) -> S3Client:
+async def connect(config: Config, source: str) -> HistoryClient:
     """Return a client for the bucket that knows what its store can do; *source* names it.
 
     Raises `MountError` when the bucket cannot be used.
@@ -32,7 +34,7 @@ async def connect(config: Config, source: str) -> S3Client:
     return client
 
 
-async def client_for(config: Config) -> S3Client:
+async def client_for(config: Config) -> HistoryClient:
     """Return a client that has asked the store nothing yet.
 
     Raises `MountError` when the options or the credentials are no good.
@@ -52,7 +54,8 @@ async def client_for(config: Config) -> S3Client:
             passwd_file=config.passwd_file,
         )
     )
-    return S3Client(
+    kind = HistoryClient if config.as_of is None else PastClient
+    client = kind(
         resolved.settings,
         resolved.credentials,
         config.bucket,
@@ -61,11 +64,16 @@ async def client_for(config: Config) -> S3Client:
         timeout=math.inf if config.hard else config.timeout,
         max_connections=config.connections,
     )
+    if config.as_of is not None and isinstance(client, PastClient):
+        client.at(config.as_of)
+    return client
 
 
-async def _check(client: S3Client, source: str, config: Config) -> None:
+async def _check(client: HistoryClient, source: str, config: Config) -> None:
     try:
         await client.check_bucket()
+        if isinstance(client, PastClient):
+            await client.check_past(time.time())
         if not config.ro:
             known = recall(config.state_dir, client.settings.url, config.bucket)
             client.adopt(known or await probe(client, ".s3mount/"))

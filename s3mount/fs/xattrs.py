@@ -18,6 +18,7 @@ from s3mount.attributes import META, Attributes
 from s3mount.errors import PosixError
 from s3mount.fs.changing import Changer
 from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.history import refuse_change_of
 from s3mount.fs.inodes import Inode
 from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.refreshing import Refresher
@@ -101,6 +102,7 @@ class Xattrs:
         inode = self._fs.inodes.get(number)
         if name == Refresher.NAME:
             return await self._refresher.refresh(inode)
+        refuse_change_of(inode)
         if ObjectFacts.owns(name):
             await self._facts.set(self._changer, inode, name, value)
         else:
@@ -111,6 +113,7 @@ class Xattrs:
     async def remove(self, number: int, name: bytes) -> None:
         """Remove an attribute; raises `PosixError` ENODATA where there is none."""
         inode = self._fs.inodes.get(number)
+        refuse_change_of(inode)
         if ObjectFacts.owns(name):
             await self._facts.set(self._changer, inode, name, None)
             return

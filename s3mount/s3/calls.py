@@ -181,12 +181,13 @@ class Calls:
         """Start the clock of a call that somebody at a terminal waits for."""
         return Operation(min(self.timeout, _BRIEF_SECONDS), attempts=4)
 
-    async def presigned_url(self, path: str, seconds: int) -> str:
+    async def presigned_url(self, path: str, query: str, seconds: int) -> str:
         """A link to *path* that is good for *seconds*; a plain one without credentials."""
         if self._credentials is None:
-            return f"{self.settings.url}{path}"
+            return f"{self.settings.url}{path}?{query}".rstrip("?")
         credentials = self._credentials.current() or await self._credentials.refresh(None)
-        query = self._route.signer.presign(credentials, self.settings.authority, path, seconds)
+        authority = self.settings.authority
+        query = self._route.signer.presign(credentials, authority, path, seconds, query)
         return f"{self.settings.url}{path}?{query}"
 
     async def call(

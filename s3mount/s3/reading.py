@@ -24,15 +24,14 @@ from s3mount.s3.changes import ChangeSource
 from s3mount.s3.download import Download
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
 from s3mount.s3.listening import Listener
-from s3mount.s3.objects import demand_s3, listed_version, object_info, read_answer
+from s3mount.s3.objects import demand_s3, object_info, read_answer
 from s3mount.s3.ownwrites import OwnWrites
 from s3mount.s3.retry import Operation
-from s3mount.s3.sigv4 import canonical_query, escape_key
+from s3mount.s3.sigv4 import escape_key
 from s3mount.s3.sqs import Queue, queue_calls
 from s3mount.s3.store import (
     ALWAYS,
     Capabilities,
-    ListedVersion,
     ListPage,
     ObjectInfo,
     Precondition,
@@ -122,6 +121,10 @@ class BucketReader:
     def _path(self, key: str) -> str:
         return f"{self._calls.settings.root}/{escape_key(self.prefix + key)}"
 
+    async def _place(self, key: str) -> tuple[str, str]:
+        """The path and the query by which the object at *key* is read."""
+        return self._path(key), ""
+
     def _bucket_path(self) -> str:
         return self._calls.settings.root or "/"
 
@@ -148,32 +151,20 @@ class BucketReader:
 
     async def presigned_url(self, key: str, seconds: int) -> str:
         """A link for everybody; see `ObjectLinks.presigned_url`."""
-        return await self._calls.presigned_url(self._path(key), seconds)
-
-    async def versions_of(self, key: str) -> Sequence[ListedVersion]:
-        """The versions of one object; see `ObjectHistory.versions_of`."""
-        full = self.prefix + key
-        parameters = [("encoding-type", "url"), ("prefix", full)]
-        query = canonical_query([*parameters, ("versions", "")])
-        request = Request("ListObjectVersions", "GET", key, self._bucket_path(), query)
-        listed = read_answer(request, xml.version_page, await self._calls.call(request))
-        found = [listed_version(fields) for fields in listed if fields["Key"] == full]
-        # Some stores list the markers of deletions behind all versions.
-        return sorted(found, key=lambda one: (one.latest, one.moment_ns), reverse=True)
+        return await self._calls.presigned_url(*await self._place(key), seconds)
 
     # ------------------------------------------------------------------ reading
 
     async def head(self, key: str) -> ObjectInfo:
         """Describe the object at *key*."""
-        answer = await self._calls.call(Request("HeadObject", "HEAD", key, self._path(key)))
+        answer = await self._calls.call(Request("HeadObject", "HEAD", key, *await self._place(key)))
         return object_info(key, answer.headers)
 
     async def _describe(self, key: str) -> ObjectInfo | None:
         """HEAD with checksums; None when there is nothing."""
-        request = Request(
-            "HeadObject", "HEAD", key, self._path(key), headers={"x-amz-checksum-mode": "ENABLED"}
-        )
+        asked = {"x-amz-checksum-mode": "ENABLED"}
         try:
+            request = Request("HeadObject", "HEAD", key, *await self._place(key), headers=asked)
             return object_info(key, (await self._calls.call(request)).headers)
         except NotFound:
             return None
@@ -211,7 +202,7 @@ class BucketReader:
         size: int | None = None,
     ) -> ObjectInfo:
         """Fill the buffers *into* with the bytes from *start* on; see `ObjectStore.get`."""
-        request = Request("GetObject", "GET", key, self._path(key), urgent=urgent)
+        request = Request("GetObject", "GET", key, *await self._place(key), urgent=urgent)
         download = Download(request, start, into, etag, progress, size)
         await self._calls.call(request, incoming=download)
         if download.damaged():
