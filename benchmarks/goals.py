@@ -45,7 +45,8 @@ class Goal:
         sign = "<=" if self.at_most else ">="
         match self.measure:
             case Measure.VALUE:
-                return f"{sign} {self.bound:,.0f} {row.unit}"
+                bound = f"{self.bound:,.0f}" if self.bound >= 10 else f"{self.bound:g}"
+                return f"{sign} {bound} {row.unit}"
             case Measure.CPU_PER_GIB | Measure.REQUESTS_EACH | Measure.RECEIVED:
                 return f"{sign} {self.bound:g} {self.measure.value}"
             case _:
@@ -98,6 +99,7 @@ GOALS: Mapping[tuple[str, str], Sequence[Goal]] = {
     ("direct", "remount"): [_times(1.2, Measure.COLD_READ)],
     ("direct", "write"): [_times(2.1, S3FS), _at_most(0.9, Measure.CPU_PER_GIB)],
     ("direct", "pieces"): [_times(3, BEST)],
+    ("direct", "copied"): [_at_most(1.3)],
     ("direct", "random1"): [_times(1.7, BEST)],
     ("direct", "random16"): [_times(1.2, BEST)],
     ("direct", "ls"): [_times(1.5, S3FS)],

@@ -185,7 +185,7 @@ class Runner:
     ) -> Outcome:
         """Do one load on a mount of its own."""
         with mounted(system, target) as daemon:
-            job = self._job(workload, load, target.mountpoint / prefix, daemon)
+            job = self._job(workload, load, target, prefix, daemon)
             _touch_memory()
             report = _run_job(job, target)
             phase = report.phases[0]
@@ -196,14 +196,15 @@ class Runner:
                 time.sleep(CACHE_REST)
             return Outcome(report, arrived, processes.peak_memory(daemon))
 
-    def _job(self, workload: Workload, load: str, directory: Path, daemon: int) -> Job:
+    def _job(self, workload: Workload, load: str, target: Target, prefix: str, daemon: int) -> Job:
         count = workload.count(self.scale)
         archive = self.work / f"archive-{count}.tar"
         if workload.needs_archive and not archive.exists():
             write_archive(archive, count)
         return Job(
             load=load,
-            directory=str(directory),
+            directory=str(target.mountpoint / prefix),
+            scratch=str(target.scratch),
             daemon=daemon,
             statistics=str(self.proxy.statistics) if self.proxy else None,
             count=count,

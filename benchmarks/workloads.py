@@ -245,6 +245,16 @@ WORKLOADS: Mapping[str, Workload] = {
             writes=True,
             arrived=_all_bytes,
         ),
+        Workload(
+            name="copied",
+            rows=[
+                Row("copied", "writeback 2 GiB close vs local copy with fsync", "times", "ratio")
+            ],
+            loads=["write_behind"],
+            size=lambda scale: 2 * scale.large,
+            writes=True,
+            writeback=True,
+        ),
         _random(1),
         _random(16),
         Workload(

@@ -21,6 +21,7 @@ from tests.servers import Server, make_server
 
 WRITEBACK = ("-o", "writeback")
 LONGEST = 3.0  # Seconds of work before a crash.
+REPORT_EACH = 20
 PAUSE = 2.0  # Seconds that a stopped server says nothing.
 
 
@@ -67,6 +68,8 @@ def crash_daemon(directory: Path, count: int, seed: int) -> list[str]:
             for worker in workers:
                 worker.join()
             steps += sum(worker.steps for worker in workers)
+            if number % REPORT_EACH == REPORT_EACH - 1:
+                print(f"{number + 1} crashes so far: {len(wrong)} complaints", flush=True)
         last = mounter(bucket, *where, name="one")
         wrong += complaints_of(workers, last.path)
         if last.umount() != 0:

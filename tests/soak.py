@@ -23,6 +23,7 @@ from s3mount.demo.weed import Credentials
 from tests.crashsoak import crash_daemon, crash_server
 from tests.faultproxy import FaultProxy
 from tests.faults import INTERNAL_ERROR, LOST_ANSWER, SLOW_DOWN, Delay, Flip, Point, Reset
+from tests.largesoak import check_all
 from tests.mounts import Bucket, Mount, Mounter
 from tests.servers import CHECKOUT, Server, make_server
 
@@ -203,8 +204,8 @@ def spoil(proxy: FaultProxy) -> None:
     proxy.inject(LOST_ANSWER, method="PUT", probability=0.01)
     proxy.inject(Reset(Point.REQUEST), probability=0.01)
     proxy.inject(Reset(Point.BODY, 3_000), operation="GetObject", probability=0.02)
-    # Not of small bodies: those would be whole, and a store may carry out what it has got whole
-    # when the next version is there already.
+    # Not of small bodies: those would be whole, and SeaweedFS carries out what it has got whole
+    # beside the next version; it looks at conditions before, and not when it commits.
     proxy.inject(Reset(Point.REQUEST_BODY, 3_000), operation="UploadPart", probability=0.03)
     proxy.inject(Flip(100, request=True), operation="UploadPart", probability=0.02)
 
@@ -279,6 +280,8 @@ def chosen(options: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="s3mount-soak-") as name:
         if options.crashes is not None:
             return crash_daemon(Path(name), options.crashes, options.seed)
+        if options.large:
+            return check_all(Path(name))
         if options.server_crashes is not None:
             count = options.server_crashes
             return crash_server(Path(name), options.server, count, options.seed)
@@ -292,6 +295,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of all that is random [0]")
     parser.add_argument("--crashes", type=int, help="of the daemon, instead of the mixed load")
     parser.add_argument("--server-crashes", type=int, help="of the store, instead of that load")
+    parser.add_argument("--large", action="store_true", help="checks 36, 40 and 41 instead")
     parser.add_argument("--server", default="weed", help="the store that crashes [weed]")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

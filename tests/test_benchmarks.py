@@ -369,6 +369,7 @@ def job_for(load, directory, **rest):
         daemon=os.getpid(),
         statistics=None,
         archive="",
+        scratch=str(directory),
         **given_values,
     )
 
@@ -379,6 +380,14 @@ def do(load, directory, **rest):
     meter = Meter(job.daemon, None)
     LOADS[load](job, meter)
     return {each.name: each for each in meter.phases}
+
+
+def test_a_write_behind_is_compared_with_a_local_one(tmp_path):
+    phases = do("write_behind", tmp_path)
+    assert phases["write"].amount == 2 * MIB
+    assert phases["ratio"].seconds > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert GOALS["direct", "copied"][0].text(ROWS["copied"]) == "<= 1.3 times"
 
 
 def test_each_page_knows_its_number():

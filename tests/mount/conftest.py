@@ -116,3 +116,21 @@ def work(shared: Shared) -> Path:
     path = shared.root / f"work-{secrets.token_hex(4)}"
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def proxy(request: pytest.FixtureRequest) -> Iterator[FaultProxy]:
+    """The proxy of the shared mount, if the test has that; else one before the server of `bucket`.
+
+    Every test begins and ends with the store there, and without faults.
+    """
+    shared = request.getfixturevalue("shared") if "shared" in request.fixturenames else None
+    if shared is None or shared.proxy is None:
+        with FaultProxy(request.getfixturevalue("weed").url) as proxy:
+            yield proxy
+        return
+    yield shared.proxy
+    shared.proxy.clear()
+    shared.proxy.deliver_late()
+    if shared.proxy.is_down:
+        shared.proxy.up()

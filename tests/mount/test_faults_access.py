@@ -6,7 +6,7 @@ The numbers are those of the table in docs/reliability.md.
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from s3mount.demo.weed import Credentials
 from tests.faultproxy import FaultProxy
 from tests.faults import ACCESS_DENIED, EXPIRED_TOKEN, SKEWED_CLOCK, Answer
 from tests.mount.conftest import Shared
+from tests.mount.faulty import errno_of
 from tests.mount.trees import names
 from tests.mounts import Bucket, Mounter
 from tests.servers import Server
 
 MIB = 1 << 20
-SOON = 20.0  # Seconds that CHECKS allow for a refusal.
 
 
 @pytest.fixture(scope="module")
@@ -34,26 +34,6 @@ def shared(sharing) -> Iterator[Shared]:
             optional=True,
         )
         yield shared
-
-
-@pytest.fixture
-def proxy(shared: Shared) -> Iterator[FaultProxy]:
-    """The proxy of the shared mount; every test begins and ends without faults."""
-    assert shared.proxy is not None
-    yield shared.proxy
-    shared.proxy.clear()
-
-
-def errno_of(action: Callable[[], object], seconds: float = SOON) -> int:
-    """The errno with which *action* fails, 0 if it does not; it must not take longer."""
-    began = time.monotonic()
-    try:
-        action()
-        found = 0
-    except OSError as error:
-        found = error.errno or -1
-    assert time.monotonic() - began < seconds
-    return found
 
 
 # -- credentials -------------------------------------------------------------------------------

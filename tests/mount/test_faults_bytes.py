@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from random import Random
 
 import pytest
 
 from tests.faultproxy import FaultProxy
 from tests.faults import LOST_ANSWER, Answer, Cut, Flip, Point, Reset
 from tests.mount.conftest import Shared
+from tests.mount.faulty import noise
 from tests.mounts import Bucket, Mounter
 from tests.servers import Server
 
@@ -36,18 +36,6 @@ def shared(sharing) -> Iterator[Shared]:
             optional=True,
         )
         yield shared
-
-
-@pytest.fixture
-def proxy(shared: Shared) -> Iterator[FaultProxy]:
-    """The proxy of the shared mount; every test begins and ends without faults."""
-    assert shared.proxy is not None
-    yield shared.proxy
-    shared.proxy.clear()
-
-
-def noise(size: int, seed: int = 0) -> bytes:
-    return Random(seed).randbytes(size)
 
 
 def stored(shared: Shared, path: Path, body: bytes) -> None:

@@ -8,12 +8,12 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 import pytest
 
 from tests.faultproxy import FaultProxy
 from tests.mount.conftest import Shared
+from tests.mount.faulty import noise
 from tests.mount.programs import READ, python
 from tests.mounts import Bucket, Mounter
 from tests.servers import Server
@@ -29,19 +29,6 @@ def shared(sharing) -> Iterator[Shared]:
     with sharing("-o", "hard,timeout=3s,negative-ttl=0s", proxied=True) as shared:
         shared.mounter.expect_log(r"process \d+ was killed|cannot connect", optional=True)
         yield shared
-
-
-@pytest.fixture
-def proxy(shared: Shared) -> Iterator[FaultProxy]:
-    """The proxy of the shared mount; every test begins and ends with the store there."""
-    assert shared.proxy is not None
-    yield shared.proxy
-    if shared.proxy.is_down:
-        shared.proxy.up()
-
-
-def noise(size: int, seed: int = 0) -> bytes:
-    return Random(seed).randbytes(size)
 
 
 WRITE = """

@@ -33,14 +33,6 @@ def shared(sharing) -> Iterator[Shared]:
         yield shared
 
 
-@pytest.fixture
-def proxy(shared: Shared) -> Iterator[FaultProxy]:
-    """The proxy of the shared mount; every test begins and ends without faults."""
-    assert shared.proxy is not None
-    yield shared.proxy
-    shared.proxy.clear()
-
-
 def resident(shared: Shared) -> int:
     """MiB of memory that the daemon has at the moment."""
     for line in Path(f"/proc/{shared.mounts[0].process_id}/status").read_text().splitlines():

@@ -8,22 +8,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from random import Random
 
 import pytest
 
 from tests.faultproxy import FaultProxy
 from tests.faults import INTERNAL_ERROR, SLOW_DOWN, Delay, Hang, Point, Throttle
 from tests.mount.conftest import Shared
+from tests.mount.faulty import BACK, errno_of, eventually, noise
 from tests.mount.trees import names
 
 MIB = 1 << 20
 TIMEOUT = 4  # Seconds that the mount tries a failing store.
 SOON = TIMEOUT + 10.0  # An error has to come within the limit, on a slow machine too.
-BACK = 15.0  # Seconds for five that may pass after the store's return.
 
 
 @pytest.fixture(scope="module")
@@ -36,40 +35,6 @@ def shared(sharing) -> Iterator[Shared]:
             optional=True,
         )
         yield shared
-
-
-@pytest.fixture
-def proxy(shared: Shared) -> Iterator[FaultProxy]:
-    """The proxy of the shared mount; every test begins and ends without faults."""
-    assert shared.proxy is not None
-    yield shared.proxy
-    shared.proxy.clear()
-    if shared.proxy.is_down:
-        shared.proxy.up()
-
-
-def noise(size: int, seed: int = 0) -> bytes:
-    return Random(seed).randbytes(size)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = BACK) -> None:
-    """Wait until *condition* returns true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.05)
-
-
-def errno_of(action: Callable[[], object], seconds: float = SOON) -> int:
-    """The errno with which *action* fails, 0 if it does not; it must not take longer."""
-    began = time.monotonic()
-    try:
-        action()
-        found = 0
-    except OSError as error:
-        found = error.errno or -1
-    assert time.monotonic() - began < seconds
-    return found
 
 
 def is_in_store(shared: Shared, path: Path, body: bytes) -> bool:

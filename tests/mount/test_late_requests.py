@@ -28,15 +28,6 @@ def shared(sharing, request: pytest.FixtureRequest) -> Iterator[Shared]:
         yield shared
 
 
-@pytest.fixture
-def proxy(shared: Shared) -> Iterator[FaultProxy]:
-    """The proxy of the shared mount; every test begins and ends without faults."""
-    assert shared.proxy is not None
-    yield shared.proxy
-    shared.proxy.clear()
-    shared.proxy.deliver_late()
-
-
 def late(proxy: FaultProxy, operation: str) -> None:
     """Have the next request of a kind that is for a file come late."""
     proxy.inject(Late(), operation=operation, path="/file$", count=1)
