@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from s3mount.s3.client import S3Client
 from s3mount.s3.endpoint import Credentials, EndpointSettings, FixedCredentials
+from s3mount.s3.features import PLAIN, Features
 from s3mount.s3.store import Capabilities
 from tests.mounts import Bucket
 from tests.servers import Server
@@ -53,6 +54,7 @@ def client_for(
     capabilities: Capabilities | None = None,
     credentials: object = None,
     ca_bundle: str | None = None,
+    features: Features = PLAIN,
 ) -> S3Client:
     """Make a client for *bucket*, through *url* if that is not its server's."""
     pair = FixedCredentials(
@@ -66,6 +68,7 @@ def client_for(
         capabilities=capabilities or Capabilities(),
         timeout=timeout,
         max_connections=max_connections,
+        features=features,
     )
 
 

@@ -31,6 +31,7 @@ from s3mount.fs.status import Stat, inherited, other_kind, shown_size, target_of
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ABSENT, ObjectStore
+from s3mount.storing import is_archived
 
 RECENT = 1.0  # Seconds: an open so soon after its lookup needs no second look.
 
@@ -164,6 +165,9 @@ class FileSystem:
         file = await self.file_of(inode, fresh=True)
         if flags & os.O_ACCMODE == os.O_RDONLY and file.size <= HEAD_SIZE and inode.parent:
             self.siblings.opened(inode.parent, inode.segment)
+        if not flags & os.O_TRUNC and is_archived(file.kept) and not file.dirty:
+            # Who only writes may need old bytes, too.
+            await self._store.awaken(file.stored_key)
         if flags & os.O_TRUNC and file.size:
             await file.truncate(0)
             if opener.unprivileged:
@@ -297,12 +301,12 @@ class FileSystem:
 
     async def _remove_object(self, key: str, file: OpenFile | None) -> None:
         if file is None:
-            await self._store.delete(key)
+            await self._store.remove(key)
             return
         await file.keep_content()
         async with file.lock:  # What is saved meanwhile would bring the object back.
             if file.stored_key:
-                await self._store.delete(key)
+                await self._store.remove(key)
             file.detach()
         await self.open_files.forgotten()
 

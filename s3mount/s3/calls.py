@@ -112,6 +112,7 @@ class _Route:
         self.settings = settings
         self.signer = Signer(settings.region)
         self.pool = Pool(Dialer(settings), slots)
+        self.versioned: bool | None = None
         self._slots = slots
 
     def change(self, settings: EndpointSettings) -> None:
@@ -132,8 +133,10 @@ class Calls:
         *,
         timeout: float,
         max_connections: int,
+        headers: Mapping[str, str],
     ) -> None:
         self.timeout = timeout
+        self._headers = headers  # Of every request.
         self.statistics = Statistics()
         self._credentials = credentials
         self._route = _Route(settings, Slots(max_connections))
@@ -147,6 +150,11 @@ class Calls:
     def settings(self) -> EndpointSettings:
         """The endpoint, as redirects have corrected it."""
         return self._route.settings
+
+    @property
+    def versioned(self) -> bool | None:
+        """Whether answers about objects name versions of them; None before the first one."""
+        return self._route.versioned
 
     @property
     def credential_source(self) -> CredentialSource | None:
@@ -181,7 +189,8 @@ class Calls:
         if self._credentials is None:
             return f"{self.settings.url}{path}"
         credentials = self._credentials.current() or await self._credentials.refresh(None)
-        query = self._route.signer.presign(credentials, self.settings.authority, path, seconds)
+        signer, host = self._route.signer, self.settings.authority
+        query = signer.presign(credentials, host, path, seconds, self._headers)
         return f"{self.settings.url}{path}?{query}"
 
     async def call(
@@ -207,6 +216,8 @@ class Calls:
                 continue
             if _succeeded(request, answer):
                 self._budget.succeeded()
+                if not self._route.versioned and request.kind in _OBJECT_KINDS:
+                    self._route.versioned = answer.headers.get(_VERSION, "null") != "null"
                 return answer
             await self._after_refusal(operation, request, answer)
 
@@ -315,7 +326,7 @@ class Calls:
     def _render(self, request: Request, credentials: Credentials | None, asks: bool) -> bytes:
         """Write the head of a request, signed as of now."""
         method, query = request.method, request.query
-        headers = {"host": self.settings.authority, **request.headers}
+        headers = {"host": self.settings.authority, **self._headers, **request.headers}
         if credentials is not None:
             self._route.signer.sign(
                 credentials, method, request.path, query, headers, request.payload_hash
@@ -404,6 +415,8 @@ class Calls:
         reason = refusal_of(explained)
         if error_class(reason.code, reason.status) is Unrecognised:
             self._explanation = refusal = reason
+        elif reason.about_encryption:
+            refusal = reason
         return await self._repair(operation, reason, explained), refusal
 
     def _correct_clock(self, answer: Answer) -> bool:
@@ -437,6 +450,8 @@ class Calls:
         return True
 
 
+_VERSION = "x-amz-version-id"
+_OBJECT_KINDS = frozenset({"PutObject", "HeadObject", "GetObject"})
 _AGENT = f"user-agent: s3mount/{__version__}\r\n"
 
 

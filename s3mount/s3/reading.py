@@ -1,10 +1,10 @@
 """What can be asked of a bucket: HEAD, ranges, listings, and whether it is there at all."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import trio
 
@@ -15,14 +15,20 @@ from s3mount.errors import (
     InvalidRequest,
     NoSuchBucket,
     NotFound,
+    StoreError,
     Unavailable,
+    Unrecognised,
     Unsupported,
 )
 from s3mount.s3 import checksum, listing, xml
 from s3mount.s3.calls import Calls, Request, Statistics
+from s3mount.s3.customerkeys import NO_KEY, CustomerKey, Keyring
 from s3mount.s3.download import Download
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
+from s3mount.s3.features import PLAIN, Features
+from s3mount.s3.http import Answer
 from s3mount.s3.objects import demand_s3, object_info, read_answer
+from s3mount.s3.restoring import Restorer
 from s3mount.s3.retry import Operation
 from s3mount.s3.sigv4 import escape_key
 from s3mount.s3.store import (
@@ -35,6 +41,7 @@ from s3mount.s3.store import (
 )
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class BucketReader:
@@ -54,11 +61,21 @@ class BucketReader:
         capabilities: Capabilities,
         timeout: float,
         max_connections: int,
+        features: Features = PLAIN,
     ) -> None:
         self.bucket = bucket
         self.prefix = prefix
         self._capabilities = capabilities
-        self._calls = Calls(settings, credentials, timeout=timeout, max_connections=max_connections)
+        self._features = features
+        self._keyring = Keyring(features.choices.customer_keys)
+        self._calls = Calls(
+            settings,
+            credentials,
+            timeout=timeout,
+            max_connections=max_connections,
+            headers=features.common,
+        )
+        self._restorer = Restorer(self._calls, self._path, features.choices)
 
     async def __aenter__(self) -> Self:
         return self
@@ -112,7 +129,10 @@ class BucketReader:
         return self._calls.settings.root or "/"
 
     def _source(self, key: str) -> str:
-        return f"/{self.bucket}/{escape_key(self.prefix + key)}"
+        escaped = escape_key(self.prefix + key)
+        if self.bucket.startswith("arn:"):  # An access point.
+            return f"{self.bucket}/object/{escaped}"
+        return f"/{self.bucket}/{escaped}"
 
     # ------------------------------------------------------------------ links
 
@@ -132,18 +152,77 @@ class BucketReader:
 
     async def head(self, key: str) -> ObjectInfo:
         """Describe the object at *key*."""
-        answer = await self._calls.call(Request("HeadObject", "HEAD", key, self._path(key)))
-        return object_info(key, answer.headers)
+        return await self._head(key, {})
 
     async def _describe(self, key: str) -> ObjectInfo | None:
         """HEAD with checksums; None when there is nothing."""
-        request = Request(
-            "HeadObject", "HEAD", key, self._path(key), headers={"x-amz-checksum-mode": "ENABLED"}
-        )
         try:
-            return object_info(key, (await self._calls.call(request)).headers)
+            return await self._head(key, {"x-amz-checksum-mode": "ENABLED"})
         except NotFound:
             return None
+
+    async def _head(self, key: str, headers: Mapping[str, str]) -> ObjectInfo:
+        request = Request("HeadObject", "HEAD", key, self._path(key), headers=headers)
+
+        async def send(customer: CustomerKey) -> Answer:
+            keyed = request._replace(headers={**headers, **customer.headers})
+            return await self._calls.call(keyed if customer.headers else request)
+
+        try:
+            answer = await self._with_key(key, send)
+        except InvalidRequest as error:
+            if error.status == 400 and not error.code:
+                await self._explain(request)
+            raise
+        return object_info(key, answer.headers)
+
+    async def _explain(self, request: Request) -> None:
+        """Raise the error that a HEAD, which has no body, cannot tell: perhaps a key is missing."""
+        headers = {**request.headers, "range": "bytes=0-0"}
+        await self._calls.call(request._replace(kind="GetObject", method="GET", headers=headers))
+
+    async def _with_key(self, name: str, send: Callable[[CustomerKey], Awaitable[_T]]) -> _T:
+        """Send with the customer key that fits *name*, of an object or an upload."""
+        if not self._keyring:
+            return await send(NO_KEY)
+        refusal: StoreError | None = None
+        for customer in self._keyring.candidates(name):
+            try:
+                result = await send(customer)
+            except (Denied, InvalidRequest) as error:
+                # The refusal of a HEAD has no code; others say when it is about a key.
+                if isinstance(error, Unrecognised) or (
+                    isinstance(error, InvalidRequest) and error.code
+                ):
+                    raise
+                refusal = refusal or error
+                continue
+            self._keyring.fits(name, customer)
+            return result
+        assert refusal is not None
+        raise Denied(
+            f"{name}: no key of sse-c-key-file opens it, or it is forbidden: {refusal}",
+            code=refusal.code,
+            status=refusal.status,
+            request_id=refusal.request_id,
+        ) from refusal
+
+    async def _with_source_key(
+        self, source: str, send: Callable[[Mapping[str, str]], Awaitable[_T]]
+    ) -> _T:
+        """Send a copy with the headers that open its *source*."""
+        if not self._keyring:
+            return await send({})
+        guess = self._keyring.guess(source)
+        try:
+            return await send(guess.source_headers)
+        except Unrecognised:
+            raise
+        except Denied:
+            await self.head(source)  # Finds out which key it is.
+            if self._keyring.guess(source) is guess:
+                raise
+        return await send(self._keyring.guess(source).source_headers)
 
     async def _etag(self, key: str) -> str:
         return (await self.head(key)).etag
@@ -180,11 +259,19 @@ class BucketReader:
         """Fill the buffers *into* with the bytes from *start* on; see `ObjectStore.get`."""
         request = Request("GetObject", "GET", key, self._path(key), urgent=urgent)
         download = Download(request, start, into, etag, progress, size)
-        await self._calls.call(request, incoming=download)
+
+        async def send(customer: CustomerKey) -> None:
+            download.ask_with(customer.headers)
+            await self._calls.call(request, incoming=download)
+
+        async def fetch() -> None:
+            await self._with_key(key, send)
+
+        await self._restorer.when_restored(key, fetch, self.head)
         if download.damaged():
             log.warning("%s does not match its checksum, fetching it again", request.what)
             download.restart()
-            await self._calls.call(request, incoming=download)
+            await fetch()
             if download.damaged():
                 raise download.corrupt()
         return object_info(key, download.headers, download.size)

@@ -6,7 +6,7 @@ The path is signed as it is sent: S3 is the one service that does not normalise 
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
 from s3mount.errors import InvalidName
@@ -106,8 +106,18 @@ class Signer:
             f"SignedHeaders={signed}, Signature={signature}"
         )
 
-    def presign(self, credentials: Credentials, host: str, path: str, seconds: int) -> str:
-        """The query that authenticates a GET of *path* from now on, for *seconds*."""
+    def presign(
+        self,
+        credentials: Credentials,
+        host: str,
+        path: str,
+        seconds: int,
+        extra: Mapping[str, str],
+    ) -> str:
+        """The query that authenticates a GET of *path* from now on, for *seconds*.
+
+        *extra* is put into the query, too: a link has no headers.
+        """
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() + self.clock_offset))
         key = self._signing_key(credentials, stamp[:8])
         parameters = {
@@ -116,6 +126,7 @@ class Signer:
             "X-Amz-Date": stamp,
             "X-Amz-Expires": str(seconds),
             "X-Amz-SignedHeaders": "host",
+            **extra,
         }
         if credentials.token:
             parameters["X-Amz-Security-Token"] = credentials.token
