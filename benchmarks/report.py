@@ -33,7 +33,9 @@ def full_report(tables: Sequence[Table], facts: Mapping[str, str], command: str,
         *(f"- {name}: {value}" for name, value in facts.items()),
         "",
         "Each cell: the best of all runs, and in brackets the CPU time of the daemon (s/GiB, or",
-        "for each file, entry or read) and the peak of its resident memory.",
+        'for each file, entry or read) and the peak of its resident memory.  "No file system" is',
+        "what the server and this machine give when s3mount's data plane makes the same requests",
+        "and nobody mounts: what the best mount could reach.",
     ]
     for table in tables:
         lines += ["", f"## {TITLES[table.way]}", "", detailed_table(table)]
@@ -50,13 +52,15 @@ def detailed_table(table: Table) -> str:
         [
             f"{row.title}, {row.unit}",
             *(_detailed_cell(table, row, system) for system in table.systems),
+            _figure(table.bare[row.key]) if row.key in table.bare else "",
             _ratio(table, row),
             verdict(table, row),
         ]
         for row in _rows(table)
     ]
     rows.append(_memory_row(table))
-    return _markdown(["workload", *table.systems, "ratio to the best peer", "goal"], rows)
+    header = ["workload", *table.systems, "no file system", "ratio to the best peer", "goal"]
+    return _markdown(header, rows)
 
 
 def short_table(table: Table) -> str:
@@ -157,7 +161,8 @@ def _memory_row(table: Table) -> list[str]:
     goal = f"<= {MOST_MEMORY / 1e6:.0f} MB"
     if peak := table.peak_memory(OURS):
         goal += " (yes)" if peak <= MOST_MEMORY else " (no)"
-    return ["peak memory of the daemon, MB", *(f"{peak / 1e6:.0f}" for peak in peaks), "-", goal]
+    figures = [f"{peak / 1e6:.0f}" for peak in peaks]
+    return ["peak memory of the daemon, MB", *figures, "", "-", goal]
 
 
 def _notes(table: Table) -> list[str]:

@@ -1,7 +1,7 @@
 """What was measured: cells, and tables of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from benchmarks.meter import Phase
 from benchmarks.workloads import Row
@@ -45,11 +45,15 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """All cells of one way to the server (``direct`` or ``proxy``), by row key and system."""
+    """All cells of one way to the server (``direct`` or ``proxy``), by row key and system.
+
+    `bare` are the figures of some rows when the same requests are made without a file system.
+    """
 
     way: str
     systems: Sequence[str]
     cells: Mapping[tuple[str, str], Cell]
+    bare: Mapping[str, float] = field(default_factory=dict)
 
     def value(self, row: Row, system: str) -> float | None:
         """The best figure of a system, if it has one."""

@@ -16,7 +16,8 @@ from pathlib import Path
 from botocore.exceptions import BotoCoreError, ClientError
 
 from benchmarks import processes
-from benchmarks.data import Scale, write_archive
+from benchmarks.bare import BARE
+from benchmarks.data import FULL, Scale, write_archive
 from benchmarks.load import Job
 from benchmarks.meter import LoadReport
 from benchmarks.objects import Bucket
@@ -92,7 +93,39 @@ class Runner:
                     _tell(self._way, workload, system, outcome)
                     if isinstance(outcome, str) or outcome.is_long:
                         able.remove(system)
-        return Table(self._way, [system.name for system in systems], cells)
+        bare = self._bare(workloads, repeats)
+        return Table(self._way, [system.name for system in systems], cells, bare)
+
+    def _bare(self, workloads: Sequence[Workload], repeats: int) -> dict[str, float]:
+        """The figures of some rows when their requests are made without a file system."""
+        rows = [(workload, row.key) for workload in workloads for row in workload.rows]
+        wanted = [key for _, key in rows if key in BARE]
+        if not wanted:
+            return {}
+        for workload, key in rows:
+            if key in BARE:
+                self.data_sets.need(workload.data_set)
+        target = self._target(workloads[0], self.work / "bare")
+        command = [sys.executable, "-m", "benchmarks.bare", "--url", target.url]
+        command += ["--bucket", target.bucket, "--repeat", str(repeats)]
+        command += ["--quick"] * (self.scale.large < FULL.large)
+        environment = {**target.environment, "TMPDIR": str(self.work)}
+        try:
+            done = subprocess.run(
+                [*command, *wanted],
+                env=environment,
+                cwd=processes.REPOSITORY,
+                stdout=subprocess.PIPE,
+                timeout=LOAD_PATIENCE,
+                check=True,
+            )
+        except subprocess.SubprocessError as error:
+            print(f"{self._way:7} bare      {error}", file=sys.stderr)
+            return {}
+        found: dict[str, float] = json.loads(done.stdout)
+        print(f"{self._way:7} bare   {found}", file=sys.stderr)
+        self.server.empty_wastebasket()
+        return found
 
     @property
     def _way(self) -> str:

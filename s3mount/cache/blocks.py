@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import cachetools
 import trio
 
-from s3mount.cache.arena import Arena, Room
+from s3mount.cache.arena import Arena
+from s3mount.cache.block import Block
 from s3mount.cache.disk import BlockDisk, Wanted
 from s3mount.cache.integrity import Integrity
 from s3mount.cache.version import ObjectVersion as ObjectVersion  # by which blocks are named
@@ -28,32 +30,6 @@ class BlockId(NamedTuple):
 
     version: ObjectVersion
     number: int
-
-
-class Block:
-    """A block that is filled from its beginning; `ready` bytes of it are in place."""
-
-    __slots__ = ("buffer", "error", "held", "progress", "ready", "room", "size")
-
-    def __init__(self, room: Room, size: int) -> None:
-        self.room = room
-        self.buffer = room.view
-        self.size = size
-        self.ready = 0
-        self.held = 0  # Who needs the buffer to stay as it is, beside the cache.
-        self.error: StoreError | None = None
-        self.progress = trio.lowlevel.ParkingLot()
-
-    def fill(self, ready: int) -> None:
-        """Take note that *ready* bytes are in place."""
-        self.ready = ready
-        if self.progress:
-            self.progress.unpark_all()
-
-    def fail(self, error: StoreError | None) -> None:
-        """Wake whoever waits: the rest will not come (None: look again)."""
-        self.error = error
-        self.progress.unpark_all()
 
 
 class BlockCache:
@@ -142,20 +118,31 @@ class BlockCache:
         while (found := self.cached(version, start, stop)) is None:
             if first in self._fetching_pieces:
                 await self._fetching_pieces[first].wait()
-                if high - low > PIECE_SIZE:
-                    break  # The other fetch may have been shorter than ours.
-                continue
-            done = self._fetching_pieces[first] = trio.Event()
-            try:
+                found = self.cached(version, start, stop)
+                if found is None and high - low <= PIECE_SIZE:
+                    continue
+                break  # The other fetch may have been shorter than ours.
+            with self.arriving(version, first.number):
                 view = await self._fetch_pieces(version, low, high)
                 return view[start - low : stop - low]
-            finally:
-                del self._fetching_pieces[first]
-                done.set()
         if found is None:
             view = await self._fetch_pieces(version, low, high)
             return view[start - low : stop - low]
         return found
+
+    @contextmanager
+    def arriving(self, version: ObjectVersion, piece: int) -> Iterator[None]:
+        """Let whoever wants a piece wait for the end of this scope: it is on its way."""
+        block_id = BlockId(version, piece)
+        if block_id in self._fetching_pieces:
+            yield
+            return
+        done = self._fetching_pieces[block_id] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._fetching_pieces[block_id]
+            done.set()
 
     def prefetch(self, version: ObjectVersion, first: int, count: int) -> bool:
         """Fetch *count* blocks from *first* on with one GET, in the background.
@@ -270,7 +257,7 @@ class BlockCache:
         self, version: ObjectVersion, first: int, blocks: Sequence[Block], urgent: bool
     ) -> None:
         """Fetch blocks with one GET, and show what nothing speaks against."""
-        views = [_filled(block) for block in blocks]
+        views = [block.filled for block in blocks]
         held: list[tuple[int, Block]] = []
         progress = self._progress(version, first, blocks, held)
         whole = first == 0 and sum([len(view) for view in views]) == version.size
@@ -294,7 +281,7 @@ class BlockCache:
         """Judge a block that was held back; raises `Corrupt` when the version is damaged."""
         assert self._integrity is not None
         try:
-            await self._integrity.check(version, number, _filled(block))
+            await self._integrity.check(version, number, block.filled)
         except Corrupt as error:
             log.warning("%s; it is dropped and fetched again when it is read again", error)
             self._spoil(version)
@@ -314,7 +301,7 @@ class BlockCache:
 
     def _peek(self, version: ObjectVersion, number: int) -> memoryview | None:
         block = self._blocks.get(BlockId(version, number))
-        return None if block is None else _filled(block)
+        return None if block is None else block.filled
 
     async def _load(
         self, version: ObjectVersion, first: int, blocks: Sequence[Block]
@@ -324,7 +311,7 @@ class BlockCache:
             return [(first, blocks)]
         found = await self._disk.read(
             [
-                Wanted(self._name(version, BLOCK_SIZE, number), _filled(block))
+                Wanted(self._name(version, BLOCK_SIZE, number), block.filled)
                 for number, block in enumerate(blocks, first)
             ]
         )
@@ -345,7 +332,7 @@ class BlockCache:
             return
         self._arrived(BlockId(version, number), block)
         if self._integrity is not None:
-            self._integrity.arrived(version, number, _filled(block))
+            self._integrity.arrived(version, number, block.filled)
 
     def _show(self, version: ObjectVersion, number: int, block: Block) -> None:
         self.fetched_bytes += block.size
@@ -375,7 +362,7 @@ class BlockCache:
 
         name = self._name(block_id.version, BLOCK_SIZE, block_id.number)
         block.held += 1
-        if not self._disk.keep(name, _filled(block), written):
+        if not self._disk.keep(name, block.filled, written):
             block.held -= 1
 
     def _progress(
@@ -398,7 +385,7 @@ class BlockCache:
                 else:
                     self._show(version, number, block)
                     if self._integrity is not None:
-                        self._integrity.arrived(version, number, _filled(block))
+                        self._integrity.arrived(version, number, block.filled)
                 current += 1
                 received -= BLOCK_SIZE
             if (
@@ -477,10 +464,6 @@ class BlockCache:
                 self._budget.give(len(self._pieces.popitem()[1]))
             if self._budget.used > target and self._blocks:
                 self._recycle(self._blocks.popitem()[1])
-
-
-def _filled(block: Block) -> memoryview:
-    return block.buffer[: block.size]
 
 
 def _nothing() -> None:

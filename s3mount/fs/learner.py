@@ -15,6 +15,7 @@ MAX_AHEAD = 10_000  # Names that such a listing may be ahead of who walks.
 IDLE_PATIENCE = 30.0  # Seconds that it waits for who has stopped walking.
 AHEAD = 512  # Names that are looked at before somebody has asked for them.
 PARALLEL = 32  # HEAD requests under way.
+TREE_PATIENCE = 30.0  # Seconds that one directory speaks for those beside and below it.
 PATIENCE = 1.0  # Seconds without a question after which nobody is walking any more.
 
 
@@ -73,6 +74,8 @@ class Learner:
         self._asked_last = ("", 0.0)
         self._walked_last = ("", 0.0)
         self._described: dict[str, float] = {}
+        self._tree = ("", -TREE_PATIENCE)
+        namespace.expects_attributes = self.expects_attributes
 
     def looked_up(self, prefix: str, segment: str) -> None:
         """Somebody looks at a name."""
@@ -148,7 +151,23 @@ class Learner:
         if len(self._described) > 10_000:
             self._described.clear()
         self._described[prefix] = now
+        self._tree = (prefix[: prefix.rstrip("/").rfind("/") + 1], now)
         return True
+
+    def expects_attributes(self, prefix: str) -> bool:
+        """Whether a directory had better be listed with metadata from the start.
+
+        It is so where another one of the same tree was, a moment ago: ``ls -lR`` and ``rm -r``
+        go from one to the next.
+        """
+        tree, moment = self._tree
+        namespace = self._namespace
+        return (
+            namespace.describes
+            and namespace.keep_attributes
+            and prefix.startswith(tree)
+            and trio.current_time() - moment < TREE_PATIENCE
+        )
 
     async def _describe(self, prefix: str, walk: _Walk) -> None:
         """List a directory with the metadata of its files, a bit ahead of who walks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import trio
@@ -12,7 +12,7 @@ from s3mount.cache.metadata import Absent, Entry, MetaCache, combine, is_same_ve
 from s3mount.cache.records import Row
 from s3mount.errors import StoreError
 from s3mount.fs.names import BESIDE, FOLDER, folder_of, slot_name
-from s3mount.s3.store import ListPage, ObjectStore
+from s3mount.s3.store import ListPage, ObjectInfo, ObjectStore
 from s3mount.storing import CLASS, STANDARD
 
 AHEAD = 3  # Pages that are fetched before anybody has asked for them.
@@ -31,16 +31,23 @@ class Listing:
 
     `run` fetches a few pages ahead of the reader who has come furthest.  A directory that is
     larger than the metadata cache is not kept: its pages go when all have read them.
-    `folders` tells whether there are markers of Hadoop's kind.
+    `folders` tells whether there are markers of Hadoop's kind.  With *entry_of*, which makes an
+    entry of what HEAD would say, the store is asked for the metadata of files, too.
     """
 
     def __init__(
-        self, prefix: str, store: ObjectStore, cache: MetaCache, index: AttributeIndex
+        self,
+        prefix: str,
+        store: ObjectStore,
+        cache: MetaCache,
+        index: AttributeIndex,
+        entry_of: Callable[[ObjectInfo], Entry] | None = None,
     ) -> None:
         self._prefix = prefix
         self._store = store
         self._cache = cache
         self._index = index
+        self._entry_of = entry_of
         self._indexed: set[str] = set()
         self._began = cache.clock()
         self._rows: list[Listed] = []
@@ -135,7 +142,9 @@ class Listing:
         async with sender:
             while True:
                 try:
-                    page = await self._store.list_page(self._prefix, token=token)
+                    page = await self._store.list_page(
+                        self._prefix, token=token, metadata=self._entry_of is not None
+                    )
                 except StoreError as error:
                     self._error = error
                     return
@@ -228,6 +237,11 @@ class Listing:
             segment = key[start:]
             folder = folder_of(segment)
             if key and (size or (segment and folder is None)):
+                info = page.described.get(key)
+                if info is not None and self._entry_of is not None:
+                    files[segment] = self._entry_of(info)._replace(checked=began)
+                    self._index.remember(self._prefix, segment, files[segment])
+                    continue
                 listed = Entry(False, size, etag, modified_ns, None, began)
                 entry = self._known_file(segment, listed, rows)
                 if storage_class not in ("", STANDARD):

@@ -57,7 +57,8 @@ class Namespace:
 
     Each question is under way once, however many ask it.  A *segment* here is a slot, see
     `s3mount.fs.names`.  `folders` tells whether markers of Hadoop's kind have been seen, which
-    cost a question more; *max_key* is the most bytes that a key may have.
+    cost a question more; *max_key* is the most bytes that a key may have.  `expects_attributes`
+    says of a directory that is to be listed whether its files will be looked at.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Namespace:
         self.defaults = defaults
         self.keep_attributes = keep_attributes
         self.folders = False
+        self.expects_attributes: Callable[[str], bool] = lambda _prefix: False
         self._max_key = max_key
         self._store = store
         self._blocks = blocks
@@ -347,15 +349,18 @@ class Namespace:
 
     async def _look_inside(self, key: str, listed: Entry) -> Entry:
         buffer = memoryview(bytearray(listed.size))
+        version = ObjectVersion(key, listed.etag, listed.size)
         try:
             # Of one version, and whole: only then the store tells the checksum of what it sends.
-            info = await self._store.get(
-                key, 0, [buffer], etag=listed.etag or None, size=listed.size
-            )
+            # Whoever reads it meanwhile, by what an earlier answer said, waits for these bytes.
+            with self._blocks.arriving(version, 0):
+                info = await self._store.get(
+                    key, 0, [buffer], etag=listed.etag or None, size=listed.size
+                )
+                if info.size == listed.size:
+                    self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
         except (Changed, InvalidRange):  # It is another one since it was listed.
             return self.entry(await self._store.head(key))
-        if info.size == listed.size:
-            self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
         return self.entry(info)
 
     async def _look_prefix(self, key: str) -> Entry | None:
@@ -418,7 +423,8 @@ class Namespace:
         if listing is not None and listing.usable:
             return listing
         known = self.cache.listing(prefix, max_age)
-        listing = Listing(prefix, self._store, self.cache, self.index)
+        entry_of = self.entry if known is None and self.expects_attributes(prefix) else None
+        listing = Listing(prefix, self._store, self.cache, self.index, entry_of)
         if known is not None:
             return listing.fill(known)
         self._listings[prefix] = listing

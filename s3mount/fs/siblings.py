@@ -17,7 +17,7 @@ from s3mount.fs.namespace import HEAD_SIZE, Namespace
 RUN = 3  # Files opened in order before the next ones are fetched.
 REACH = 64  # Names that an open may be away from the one before, and still be in order.
 AHEAD = 64  # Files that are fetched and not opened yet; those that are passed over count.
-PARALLEL = 16  # Requests under way.
+PARALLEL = 32  # Requests under way: at 20 ms each, 1,600 files a second.
 PATIENCE = 1.0  # Seconds without an open after which nobody is reading any more.
 WALKS = 16  # Directories that are read at once.
 

@@ -246,3 +246,18 @@ def test_a_listing_that_tells_metadata_saves_the_heads(minio_remounted: Remounte
     requests = remounted.requests()
     assert requests["HeadObject"] + requests["GetObject"] <= 64
     assert 2 <= requests["ListObjects"] <= 8
+
+
+def test_the_next_directory_of_a_tree_is_listed_with_metadata_at_once(minio_remounted: Remounted):
+    remounted = minio_remounted
+    fill(remounted.bucket, "tree/one/", 60)
+    fill(remounted.bucket, "tree/two/", 60)
+    tree = remounted.fresh() / "tree"
+    assert len(look(tree / "one")) == 60
+    remounted.requests()
+    found = look(tree / "two")
+    assert len(found) == 60
+    assert all(is_as_filled(*item) for item in found.items())
+    requests = remounted.requests()
+    assert requests["HeadObject"] + requests["GetObject"] == 0
+    assert requests["ListObjects"] <= 2
