@@ -1,12 +1,17 @@
 """What options say of the store's features: rules, keys, headers; before any request is made."""
 
 import base64
+import json
 import secrets
 from pathlib import Path
 
 import pytest
 
+from s3mount.cli.arguments import parse_arguments
+from s3mount.cli.recovering import choices_of
+from s3mount.connecting import feature_choices
 from s3mount.errors import Denied, Held, InvalidRequest, MountError
+from s3mount.journaling import describe
 from s3mount.rules import PARTS, Rules, header_rules, parse_rules
 from s3mount.s3.customerkeys import NO_KEY, Keyring, customer_key, read_keys
 from s3mount.s3.faults import Refusal, class_of_refusal
@@ -212,3 +217,16 @@ def test_the_etag_of_an_encrypted_object_is_not_taken_for_an_md5():
     assert expected.met_by(found(x_amz_server_side_encryption="aws:kms"))
     assert expected.met_by(found(x_amz_server_side_encryption_customer_algorithm="AES256"))
     assert not expected.met_by(found(x_amz_server_side_encryption="AES256"))
+
+
+def test_a_journal_says_how_objects_were_stored_and_no_secret(tmp_path: Path):
+    secret = base64.b64encode(b"s" * 32).decode()
+    keys = key_file(tmp_path / "keys", secret)
+    options = "storage_class=*.a:GLACIER_IR;>1M:STANDARD_IA,tags=a=1,acl=private,requester_pays"
+    options += f",sse_c_key_file={keys}"
+    config, _ = parse_arguments(["bucket", "/mnt", "-o", options])
+    about = json.dumps(describe(config, endpoint="", region="", path_style=True))
+    assert secret not in about
+    said = choices_of(json.loads(about)["features"])
+    assert said == feature_choices(config)
+    assert choices_of({}) == FeatureChoices()

@@ -74,11 +74,11 @@ async def _connect(about: Mapping[str, Any]) -> S3Client:
         capabilities=Capabilities(),
         timeout=min(TIMEOUT, math.inf),
         max_connections=CONNECTIONS,
-        features=Features(_choices(about.get("features") or {})),
+        features=Features(choices_of(about.get("features") or {})),
     )
 
 
-def _choices(said: Mapping[str, Any]) -> FeatureChoices:
+def choices_of(said: Mapping[str, Any]) -> FeatureChoices:
     """How the mount stored its objects, as its journal says; raises `MountError`."""
     plain = ("bucket_key", "acl", "tags", "requester_pays", "expected_bucket_owner")
     key, path = said.get("sse_kms_key_id"), _path(said.get("sse_c_key_file"))
