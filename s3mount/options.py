@@ -323,6 +323,8 @@ def _check_features(config: Config) -> None:
     """Refuse features that contradict each other, or the way to the store."""
     if contradiction := featureoptions.check(config):
         raise OptionError(contradiction)
+    if config.requester_pays and config.no_sign_request:
+        raise OptionError("option requester-pays needs credentials, not no-sign-request")
     ways = [name.replace("_", "-") for name in ("dual_stack", "fips", "accelerate")
             if getattr(config, name)]  # fmt: skip
     if ways and config.endpoint_url is not None:

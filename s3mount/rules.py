@@ -59,12 +59,6 @@ class Rules:
 
     rules: tuple[Rule, ...] = ()
 
-    @property
-    def constant(self) -> str | None:
-        """The value for all files, if there is one and no other."""
-        first = self.rules[0] if self.rules else None
-        return first.value if first is not None and first == Rule(first.value) else None
-
     def value(self, key: str, size: float) -> str | None:
         """The value for a file called *key* of *size* bytes (`PARTS` if it comes in parts)."""
         for rule in self.rules:

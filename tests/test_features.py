@@ -103,7 +103,9 @@ def test_new_bytes_do_not_go_to_sleep_by_themselves():
     assert CLASS not in PLAIN.written("a", 5, {CLASS: "DEEP_ARCHIVE"})
     assert PLAIN.copied("a", 5, {CLASS: "DEEP_ARCHIVE"})[CLASS] == "DEEP_ARCHIVE"
     features = Features(FeatureChoices(storage_class=classes("GLACIER")))
-    assert features.written("a", 5, {})[CLASS] == "GLACIER"
+    assert features.written("a", 5, {"x-amz-meta-mode": "33188"})[CLASS] == "GLACIER"
+    assert CLASS not in features.written("empty", 0, {})
+    assert CLASS not in features.written("link", 5, {"x-amz-meta-mode": "41471"})
 
 
 def test_an_option_of_encryption_replaces_that_of_the_object():

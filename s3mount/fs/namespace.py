@@ -14,6 +14,7 @@ from s3mount.cache.blocks import BlockCache, ObjectVersion
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import Absent, Entry, MetaCache
 from s3mount.errors import (
+    Archived,
     Changed,
     Denied,
     InvalidName,
@@ -359,7 +360,7 @@ class Namespace:
                 )
                 if info.size == listed.size:
                     self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
-        except (Changed, InvalidRange):  # It is another one since it was listed.
+        except (Archived, Changed, InvalidRange):  # Or it is another one since it was listed.
             return self.entry(await self._store.head(key))
         return self.entry(info)
 

@@ -109,6 +109,8 @@ class StorageFacts:
         async with self._changer.hold(inode) as file:
             if file.changed or not file.stored_key:
                 await self._fs.open_files.save(file)
+            if file.unlinked or not file.stored_key:
+                raise PosixError(errno.ENODATA)  # The store has nothing that could be changed.
             if word.startswith(TAG):
                 await self._set_tag(file, word[len(TAG) :], text)
             elif text is not None:

@@ -6,6 +6,7 @@ headers of each request that makes an object.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl
@@ -26,6 +27,7 @@ from s3mount.storing import (
 )
 
 NO_RULES = Rules()
+_KIND = 0o170000  # The bits of a mode that say what sort of file it is.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ class Features:
         """
         made = self._without_overridden(headers)
         chosen = self.choices.storage_class.value(key, PARTS if size is None else size)
-        if chosen is not None:
+        if chosen is not None and (chosen not in ARCHIVES or _may_sleep(size, headers)):
             made[CLASS] = chosen
         elif made.get(CLASS) in ARCHIVES:
             del made[CLASS]
@@ -110,6 +112,15 @@ class Features:
             for name in ENCRYPTION_HEADERS:
                 made.pop(name, None)
         return made
+
+
+def _may_sleep(size: float | None, headers: Mapping[str, str]) -> bool:
+    """Whether an archive is a place for new bytes: not for directories and symlinks."""
+    if size is None:
+        return True
+    mode = headers.get("x-amz-meta-mode", "")
+    link = mode.isascii() and mode.isdecimal() and int(mode[:9]) & _KIND == stat.S_IFLNK
+    return size > 0 and not link
 
 
 def _common_headers(choices: FeatureChoices) -> dict[str, str]:

@@ -255,6 +255,7 @@ class BucketReader:
         progress: Callable[[int], None] | None = None,
         urgent: bool = True,
         size: int | None = None,
+        restore: bool = False,
     ) -> ObjectInfo:
         """Fill the buffers *into* with the bytes from *start* on; see `ObjectStore.get`."""
         request = Request("GetObject", "GET", key, self._path(key), urgent=urgent)
@@ -267,7 +268,10 @@ class BucketReader:
         async def fetch() -> None:
             await self._with_key(key, send)
 
-        await self._restorer.when_restored(key, fetch, self.head)
+        if restore:
+            await self._restorer.when_restored(key, fetch, self.head)
+        else:
+            await fetch()
         if download.damaged():
             log.warning("%s does not match its checksum, fetching it again", request.what)
             download.restart()

@@ -262,6 +262,7 @@ class ObjectStore(Protocol):
         progress: Callable[[int], None] | None = None,
         urgent: bool = True,
         size: int | None = None,
+        restore: bool = False,
     ) -> ObjectInfo:
         """Fill the buffers *into*, one after the other, with the bytes from *start* on.
 
@@ -271,6 +272,8 @@ class ObjectStore(Protocol):
         not inside the object (an empty object has no inside).  A request that is not *urgent*
         yields its place in the queue for a connection.  Who knows the *size* of the object should
         tell: many stores send the checksum only with a whole object that no range was asked of.
+        An archived object is `Archived`; with *restore* somebody needs its bytes, so that the
+        mount says so, or has it restored, as it is told to.
         """
         ...
 

@@ -315,6 +315,8 @@ def test_attributes_of_nonsense_are_refused(plain: Shared, place: Path):
 def test_an_archived_file_says_try_again_and_why(plain: Shared, place: Path):
     path = place / "asleep"
     put(plain, path, b"zzz", StorageClass="GLACIER")
+    assert names(place) == ["asleep"]
+    assert path.stat().st_size == 3
     assert error_of(path.read_bytes) == "EAGAIN"
     assert error_of(path.rename, place / "elsewhere") == "EAGAIN"
     assert "restore=auto" in plain.mounts[0].log
@@ -335,6 +337,9 @@ def test_an_archived_file_is_restored_for_whoever_may_wait(plain: Shared, place:
     waiting = plain.mounter(plain.bucket, "--restore", "auto", "--restore-days", "3")
     path = waiting.path / plain.key(place) / "asleep"
     put(plain, place / "asleep", b"zzz", StorageClass="GLACIER")
+    assert names(path.parent) == ["asleep"]
+    assert path.stat().st_size == 3
+    assert "Restore" not in plain.head(place / "asleep")  # Nobody has read it yet.
     assert path.read_bytes() == b"zzz"
     assert 'ongoing-request="false"' in plain.head(place / "asleep")["Restore"]
     path.chmod(0o600)  # A copy needs the bytes, too.
