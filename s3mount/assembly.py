@@ -213,8 +213,10 @@ class Assembly:
             changer,
             self._xattrs(filesystem, changer),
             metrics,
+            client.trace,
             ttl=self._config.metadata_ttl,
             writeback_cache=True,
+            slow=self._config.log_slow,
         )
 
     def _xattrs(self, filesystem: FileSystem, changer: Changer) -> Xattrs:

@@ -11,13 +11,16 @@ from pathlib import Path
 import trio
 
 from s3mount import control
+from s3mount.caches import Caches
 from s3mount.config import Config
 from s3mount.ending import Ending
-from s3mount.errors import MountError
+from s3mount.errors import MountError, PosixError, StoreError
 from s3mount.fs.draining import save_all
 from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.inspecting import Inspector
 from s3mount.kernel import KernelMount, open_files
 from s3mount.reporting import Reporter
+from s3mount.watch import Watch
 from s3mount.write.keeper import Keeper, act
 
 FORCE_PATIENCE = 5.0  # Seconds for uploads before an unmounting that is to happen in any case.
@@ -38,6 +41,9 @@ class Commands:
         filesystem: FileSystem,
         reporter: Reporter,
         keeper: Keeper,
+        watch: Watch,
+        inspector: Inspector,
+        caches: Caches,
     ) -> None:
         self._config = config
         self._source = source
@@ -46,6 +52,9 @@ class Commands:
         self._filesystem = filesystem
         self._reporter = reporter
         self._keeper = keeper
+        self._watch = watch
+        self._inspector = inspector
+        self._caches = caches
 
     def handlers(self) -> Mapping[str, control.Handler]:
         """The commands by name."""
@@ -54,12 +63,27 @@ class Commands:
             "hello": control.hello(mountpoint, self._source, read_only=read_only),
             "status": self._status,
             "sync": self._sync,
+            "cache": self._caches.run,
+            "info": self._info,
             "recover": self._recover,
+            "trace": self._watch.run,
             "umount": self._umount,
         }
 
     async def _status(self, request: Mapping[str, object], progress: Progress) -> object:
         return self._reporter.status()
+
+    async def _info(self, request: Mapping[str, object], progress: Progress) -> object:
+        paths = request.get("paths")
+        if not isinstance(paths, list):
+            raise MountError("the paths are missing", 1)
+        return {"found": [await self._described(str(path)) for path in paths]}
+
+    async def _described(self, path: str) -> Mapping[str, object]:
+        try:
+            return await self._inspector.describe(os.fsencode(path))
+        except (PosixError, StoreError) as error:
+            return {"error": str(error)}
 
     async def _sync(
         self, request: Mapping[str, object], progress: Progress

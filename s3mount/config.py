@@ -266,6 +266,12 @@ class Config(FeatureOptions):
     log_format: str = option(
         choice("text", "json"), PROCESS, "lines for people or for programs", default="text"
     )
+    log_slow: float = option(
+        DURATION,
+        PROCESS,
+        "log what a program had to wait for as long as that; 0 is for never",
+        default="10s",
+    )
     fsname: str | None = option(
         TEXT,
         PROCESS,

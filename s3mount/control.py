@@ -6,6 +6,7 @@ harm the mount: lines are bounded, silent clients are dropped, failures become a
 
 import json
 import logging
+import math
 import os
 import socket
 import stat
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 10.0  # seconds for a client to say what it wants
 SEND_TIMEOUT = 10.0  # seconds for a client to take what it asked for
+# What a client may take as slowly as it likes: a pager may stand still before it.
+ENDLESS = frozenset({"trace"})
 MAX_CLIENTS = 32
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
@@ -143,8 +146,10 @@ class _Server:
 async def _run(
     handler: Handler, request: Mapping[str, object], client: "_Client"
 ) -> Mapping[str, object]:
+    patience = math.inf if request.get("command") in ENDLESS else SEND_TIMEOUT
+
     async def progress(news: Mapping[str, object]) -> None:
-        await client.send({"progress": news})
+        await client.send({"progress": news}, patience)
 
     try:
         result = await handler(request, progress)
@@ -186,10 +191,13 @@ class _Client:
             raise _BadRequestError("the request is not a JSON object")
         return request
 
-    async def send(self, answer: Mapping[str, object]) -> None:
-        """Send one line; raises `trio.BrokenResourceError` when the client does not take it."""
+    async def send(self, answer: Mapping[str, object], patience: float = SEND_TIMEOUT) -> None:
+        """Send one line; raises `trio.BrokenResourceError` when the client does not take it.
+
+        *patience* is in seconds.
+        """
         line = json.dumps(answer).encode() + b"\n"
-        with trio.move_on_after(SEND_TIMEOUT) as scope:
+        with trio.move_on_after(patience) as scope:
             async with self._sending:
                 await self._stream.send_all(line)
         if scope.cancelled_caught:

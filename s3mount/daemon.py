@@ -15,11 +15,13 @@ import trio
 from s3mount import control, logs, notify, webpage
 from s3mount.assembly import Assembly, Engine, Parts
 from s3mount.cache.disk import BlockDisk
+from s3mount.caches import Caches
 from s3mount.commands import Commands
 from s3mount.config import Config
 from s3mount.connecting import connect
 from s3mount.ending import Ending
 from s3mount.errors import MountError
+from s3mount.fs.inspecting import Inspector
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.recovery import Recovery
 from s3mount.journaling import describe
@@ -31,7 +33,14 @@ from s3mount.reloading import Reloader
 from s3mount.reporting import Observed
 from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
-from s3mount.service import dump_state, heed_signals, keep_informed, toggle_debug
+from s3mount.service import (
+    dump_state,
+    heed_signals,
+    keep_informed,
+    sum_up_complaints,
+    toggle_debug,
+)
+from s3mount.watch import Watch
 from s3mount.write.keeper import Keeper
 from s3mount.write.mountjournal import MountJournal
 from s3mount.write.slots import Slots
@@ -196,6 +205,7 @@ class Daemon:
         reporter = parts.reporter
         background.start_soon(heed_signals, self._signal_actions(parts, background))
         background.start_soon(reporter.sampler.run)
+        background.start_soon(sum_up_complaints)
         if listener is not None:
             pages = webpage.Pages(reporter.status, reporter.metrics)
             background.start_soon(webpage.serve, listener, pages)
@@ -279,5 +289,10 @@ class Daemon:
                 parts.journal,
                 parts.workshop.grid,
                 attributes=self._config.attributes,
+            ),
+            watch=Watch(parts.client.trace),
+            inspector=Inspector(parts.filesystem, parts.client, parts.blocks, self._disk),
+            caches=Caches(
+                self._config, parts.filesystem, parts.operations, parts.blocks, self._disk
             ),
         )

@@ -36,13 +36,16 @@ from s3mount.fs.changing import Changer
 from s3mount.fs.directories import Directories
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.handles import Opener
-from s3mount.fs.inodes import Inode
+from s3mount.fs.inodes import ROOT, Inode
 from s3mount.fs.refreshing import Refresher
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.status import Changes, Stat
 from s3mount.fs.xattrs import CAPABILITY, Xattrs
 from s3mount.metrics import Metrics
-from s3mount.request import Request
+from s3mount.paths import Subjects
+from s3mount.request import Request, Surroundings
+from s3mount.tracing import Trace
+from s3mount.watchedrequest import WatchedRequest, tell_at_once
 
 log = logging.getLogger(__name__)
 
@@ -103,9 +106,11 @@ class FuseOperations(pyfuse3.Operations):
         changer: Changer,
         xattrs: Xattrs,
         metrics: Metrics,
+        trace: Trace,
         *,
         ttl: float,
         writeback_cache: bool,
+        slow: float,
     ) -> None:
         super().__init__()
         self.enable_writeback_cache = writeback_cache
@@ -117,8 +122,11 @@ class FuseOperations(pyfuse3.Operations):
         self._xattrs = xattrs
         self._refresher = Refresher(filesystem)
         self._metrics = metrics
+        self._trace = trace
         self.ttl = ttl
         self.callers = Callers()
+        subjects = Subjects(filesystem, self._directories)
+        self._surroundings = Surroundings(self.callers, subjects, slow)
         self._readers: dict[int, int] = {}  # who has opened a directory
         filesystem.open_files.tell_stale_names_to(_forget_name_of)
         self.initialised = False
@@ -127,13 +135,23 @@ class FuseOperations(pyfuse3.Operations):
         """The kernel has greeted us."""
         self.initialised = True
 
-    def _request(self, name: str, what: object, process_id: int = 0) -> Request:
+    def _request(self, name: str, what: object, process_id: int = 0, parent: int = 0) -> Request:
         operation = self._metrics.operation(name)
-        return Request(operation, name, what, self.callers, process_id)
+        if self._trace.watched:
+            return WatchedRequest(
+                operation, name, what, parent, self._surroundings, process_id, self._trace
+            )
+        return Request(operation, name, what, parent, self._surroundings, process_id)
 
     def _waiter(self, inode: InodeT, ctx: RequestContext) -> int:
         """Who might have to wait for an inode; to look after a caller costs 5 us."""
-        return 0 if self._fs.is_known(self._fs.inodes.get(inode)) else ctx.pid
+        if self._fs.is_known(self._fs.inodes.get(inode)):
+            return self._caller(ctx)
+        return ctx.pid
+
+    def _caller(self, ctx: RequestContext) -> int:
+        """Who asks for what needs no wait: of interest only to those who watch."""
+        return ctx.pid if self._trace.watched else 0
 
     def _entry(self, found: Stat) -> EntryAttributes:
         attributes = found.attributes
@@ -160,7 +178,7 @@ class FuseOperations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        with self._request("lookup", name, ctx.pid):
+        with self._request("lookup", name, ctx.pid, parent_inode):
             found = await self._fs.lookup(parent_inode, name)
             found.inode.lookups += 1
             return self._entry(found)
@@ -201,14 +219,14 @@ class FuseOperations(pyfuse3.Operations):
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        with self._request("mknod", name, ctx.pid):
+        with self._request("mknod", name, ctx.pid, parent_inode):
             found = await self._fs.make_node(parent_inode, name, _new(mode, ctx, rdev))
             return self._entry(found)
 
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        with self._request("mkdir", name, ctx.pid):
+        with self._request("mkdir", name, ctx.pid, parent_inode):
             attributes = _new(stat.S_IFDIR | stat.S_IMODE(mode), ctx)
             found = await self._fs.mkdir(parent_inode, name, attributes)
             found.inode.lookups += 1
@@ -217,7 +235,7 @@ class FuseOperations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        with self._request("symlink", name, ctx.pid):
+        with self._request("symlink", name, ctx.pid, parent_inode):
             attributes = _new(stat.S_IFLNK | 0o777, ctx)
             found = await self._fs.make_node(parent_inode, name, attributes, target)
             return self._entry(found)
@@ -229,15 +247,15 @@ class FuseOperations(pyfuse3.Operations):
         new_name: FileNameT,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        with self._request("link", new_name):
+        with self._request("link", new_name, 0, new_parent_inode):
             raise PosixError(errno.EPERM)  # An object has one key.
 
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        with self._request("unlink", name, ctx.pid):
+        with self._request("unlink", name, ctx.pid, parent_inode):
             await self._fs.unlink(parent_inode, name)
 
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        with self._request("rmdir", name, ctx.pid):
+        with self._request("rmdir", name, ctx.pid, parent_inode):
             await self._fs.rmdir(parent_inode, name)
 
     async def rename(
@@ -249,7 +267,8 @@ class FuseOperations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        with self._request("rename", name_old, ctx.pid):
+        names = (name_old, parent_inode_new, name_new)
+        with self._request("rename", names, ctx.pid, parent_inode_old):
             known = await self._renamer.rename(
                 parent_inode_old, name_old, parent_inode_new, name_new, flags
             )
@@ -271,7 +290,7 @@ class FuseOperations(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
-        with self._request("create", name, ctx.pid):
+        with self._request("create", name, ctx.pid, parent_inode):
             attributes = _new(stat.S_IFREG | stat.S_IMODE(mode), ctx)
             opener = Opener(ctx.pid, ctx.uid != 0)
             handle, found = await self._fs.create(parent_inode, name, flags, attributes, opener)
@@ -280,14 +299,17 @@ class FuseOperations(pyfuse3.Operations):
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         # pyfuse3 answers from any buffer, and does so before anything else can run.
-        found = self._fs.handles.read_now(fh, off, size)
+        watched = self._trace.watched
+        found = None if watched else self._fs.handles.read_now(fh, off, size)
         if found is not None:
             operation = self._metrics.operation("read")
             operation.count += 1
             operation.bytes += len(found)
             return found  # type: ignore[return-value]
         with self._request("read", fh, self._fs.handles.opener(fh)):
-            view = await self._fs.handles.read(fh, off, size)
+            view = self._fs.handles.read_now(fh, off, size) if watched else None
+            if view is None:
+                view = await self._fs.handles.read(fh, off, size)
             self._metrics.operation("read").bytes += len(view)
             return view  # type: ignore[return-value]
 
@@ -314,7 +336,7 @@ class FuseOperations(pyfuse3.Operations):
     # -- directories -----------------------------------------------------------------------
 
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        with self._request("opendir", inode):
+        with self._request("opendir", inode, self._caller(ctx)):
             handle = self._directories.opendir(inode)
             self._readers[handle] = ctx.pid
             return FileHandleT(handle)
@@ -341,7 +363,7 @@ class FuseOperations(pyfuse3.Operations):
             await self._directories.fsync(fh)
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        with self._request("statfs", ""):
+        with self._request("statfs", ROOT, self._caller(ctx)):
             data = StatvfsData()
             # A bucket has no size: a pebibyte that is always free, and never used up.
             data.f_bsize = BLOCK
@@ -356,18 +378,22 @@ class FuseOperations(pyfuse3.Operations):
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         if name == CAPABILITY:  # The kernel asks before the first write(2) into each file.
             self._metrics.operation("getxattr").count += 1
+            if self._trace.watched:
+                tell_at_once(
+                    self._trace, self._surroundings, "getxattr", inode, ctx.pid, errno.ENODATA
+                )
             raise FUSEError(errno.ENODATA)
-        with self._request("getxattr", name, ctx.pid):
+        with self._request("getxattr", inode, ctx.pid):
             return await self._xattrs.get(inode, name)
 
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        with self._request("listxattr", inode):
+        with self._request("listxattr", inode, self._caller(ctx)):
             return [XAttrNameT(name) for name in await self._xattrs.names(inode)]
 
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
-        with self._request("setxattr", name, ctx.pid):
+        with self._request("setxattr", inode, ctx.pid):
             stale = await self._xattrs.set(inode, name, value)
             if stale:
                 await forget_in_kernel(stale)
@@ -377,7 +403,7 @@ class FuseOperations(pyfuse3.Operations):
         await forget_in_kernel(await self._refresher.refresh(self._fs.inodes.root))
 
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        with self._request("removexattr", name, ctx.pid):
+        with self._request("removexattr", inode, ctx.pid):
             await self._xattrs.remove(inode, name)
 
 

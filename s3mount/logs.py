@@ -14,7 +14,11 @@ from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import TextIO
 
+from s3mount.errors import StoreError
+from s3mount.repeats import FACTS, LEFT_OUT, Repeats
+
 log = logging.getLogger(__name__)
+repeats = Repeats()  # One for the process, as there is one root logger.
 
 # Libraries that print headers, signatures and tokens when they are asked for details.
 _TALKATIVE = ("botocore", "boto3", "urllib3", "s3transfer", "awscrt")
@@ -66,6 +70,8 @@ class TextFormatter(logging.Formatter):
             character if character.isprintable() else ascii(character)[1:-1]
             for character in record.message
         )
+        if left_out := getattr(record, LEFT_OUT, 0):
+            record.message += f" ({left_out} more like it were left out before)"
         return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
@@ -82,10 +88,24 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": redact(record.getMessage()),
             "pid": record.process,
+            **_facts(record),
         }
         if record.exc_info and record.exc_info[0] is not None:
             fields["traceback"] = redact("".join(traceback.format_exception(*record.exc_info)))
         return json.dumps(fields, ensure_ascii=False)
+
+
+def _facts(record: logging.LogRecord) -> dict[str, object]:
+    """What a record tells beside its text: path, errno, request id, how many were left out."""
+    facts: dict[str, object] = {}
+    for argument in record.args if isinstance(record.args, tuple) else ():
+        if isinstance(argument, StoreError):
+            facts = {"code": argument.code, "request_id": argument.request_id}
+    for name, value in getattr(record, FACTS, {}).items():
+        facts[name] = redact(value) if isinstance(value, str) else value
+    if left_out := getattr(record, LEFT_OUT, 0):
+        facts[LEFT_OUT] = left_out
+    return facts
 
 
 class JournalFormatter(TextFormatter):
@@ -157,6 +177,7 @@ class Recent(logging.Handler):
     def __init__(self, count: int) -> None:
         super().__init__(logging.WARNING)
         self.setFormatter(TextFormatter("%(message)s"))
+        self.addFilter(repeats)
         self._entries: deque[tuple[float, str, str]] = deque(maxlen=count)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -200,7 +221,14 @@ def set_up(*, level: str, form: str, file: Path | None, background: bool) -> Non
         root.removeHandler(handler)
         handler.close()
     for handler in _handlers(form, file, background=background):
+        handler.addFilter(repeats)
         root.addHandler(handler)
+
+
+def tell_left_out(*, all_of_it: bool = False) -> None:
+    """Say how many repeats were left out, where none has come since; or of everything."""
+    for record in repeats.summaries(all_of_them=all_of_it):
+        logging.getLogger(record.name).handle(record)
 
 
 def set_level(level: str) -> None:

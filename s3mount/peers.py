@@ -75,13 +75,17 @@ _GOOFYS = """
     no-dir-object no-implicit-dir part-sizes read-ahead-large read-ahead-small read-retry-attempts
     setuid setgid type-cache-ttl use-content-type
 """
+_GEESEFS = """
+    enable-mtime iam list-type no-specials
+"""
 _RCLONE = """
     args2env async-read buffer-size daemon daemon-timeout daemon-wait
-    fast-list no-checksum no-modtime no-seek noapplexattr poll-interval rc
-    s3-env-auth s3-provider transfers checkers vfs-cache-max-age vfs-cache-poll-interval
-    vfs-case-insensitive vfs-fast-fingerprint vfs-read-ahead vfs-read-chunk-size
-    vfs-read-chunk-size-limit vfs-read-chunk-streams vfs-read-wait vfs-refresh vfs-write-wait
-    volname write-back-cache use-server-modtime use-mmap
+    fast-list links no-checksum no-modtime no-seek noappledouble noapplexattr poll-interval rc
+    s3-env-auth s3-provider transfers checkers vfs-block-norm-dupes vfs-cache-max-age
+    vfs-cache-mode vfs-cache-poll-interval vfs-case-insensitive vfs-disk-space-total-size
+    vfs-fast-fingerprint vfs-handle-caching vfs-links vfs-read-ahead vfs-read-chunk-size
+    vfs-read-chunk-size-limit vfs-read-chunk-streams vfs-read-wait vfs-refresh vfs-used-is-size
+    vfs-write-back vfs-write-wait volname write-back-cache use-server-modtime use-mmap
 """
 _MOUNTPOINT = """
     allow-delete allow-overwrite incremental-upload log-metrics max-threads
@@ -89,7 +93,7 @@ _MOUNTPOINT = """
     no-log-file debug-crt
 """
 # They tune another program, or allow what is allowed here anyway.
-WITHOUT_MEANING = frozenset(" ".join((_S3FS, _GOOFYS, _RCLONE, _MOUNTPOINT)).split())
+WITHOUT_MEANING = frozenset(" ".join((_S3FS, _GOOFYS, _GEESEFS, _RCLONE, _MOUNTPOINT)).split())
 
 _SECRET = (
     "a secret in an option is seen by everybody who runs `ps` (use profile, credentials-file, "

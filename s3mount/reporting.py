@@ -62,6 +62,7 @@ class Reporter:
             "rates": {k: round(v, 3) for k, v in self.sampler.rates()._asdict().items()},
             "cache": self._cache(),
             "credentials": self._credentials(),
+            "watched": of.client.trace.watched,
             "errors": of.recent.entries(),
             "notes": list(of.client.capabilities.notes),
         }
@@ -86,6 +87,9 @@ class Reporter:
         return Report(line, self._of.stopping(), moving)
 
     def _unsaved(self) -> Sequence[OpenFile]:
+        return [file for file in self._dirty_files() if not file.given_up]
+
+    def _dirty_files(self) -> Sequence[OpenFile]:
         return [file for file in self._of.filesystem.files.values() if file.dirty]
 
     def _identity(self) -> Mapping[str, object]:
@@ -116,12 +120,16 @@ class Reporter:
 
     def _dirty(self) -> Mapping[str, object]:
         unsaved = self._unsaved()
+        given_up = [file for file in self._dirty_files() if file.given_up]
         oldest = sorted(unsaved, key=self.sampler.age, reverse=True)
         return {
             "dirty_files": len(unsaved),
             "dirty_bytes": sum(file.unsaved_bytes for file in unsaved),
             "dirty_age": round(self.sampler.age(oldest[0]), 1) if oldest else 0.0,
             "dirty": [self._file(file) for file in oldest[:MAX_FILES]],
+            # These are not waiting for anything any more: people have them by `s3mount recover`.
+            "given_up": [self._file(file) for file in given_up[:MAX_FILES]],
+            "given_up_files": len(given_up),
         }
 
     def _file(self, file: OpenFile) -> Mapping[str, object]:

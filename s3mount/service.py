@@ -20,6 +20,7 @@ state_log = logging.getLogger("s3mount.state")
 state_log.setLevel(logging.INFO)
 
 INTERVAL = 5.0  # Seconds between two messages.
+SUMMARY_INTERVAL = 10.0  # Seconds between two looks for complaints that were left out.
 EXTENSION = 60.0  # Seconds that a slow end may go on, counted from each message.
 
 
@@ -69,6 +70,16 @@ def _use(mountpoint: Path) -> None:
     except OSError as error:
         # An answer, too: there is no mount any more, or nobody may look at it.
         log.debug("%s: %s", mountpoint, error)
+
+
+async def sum_up_complaints() -> None:
+    """Say now and then which complaints were left out of the log, and at the end all of it."""
+    try:
+        while True:
+            await trio.sleep(SUMMARY_INTERVAL)
+            logs.tell_left_out()
+    finally:
+        logs.tell_left_out(all_of_it=True)
 
 
 def dump_state(state: Mapping[str, object]) -> None:

@@ -23,7 +23,7 @@ from s3mount.s3.endpoint import EndpointSettings
 from s3mount.s3.probe import WEAKNESSES, probe
 from s3mount.s3.session import SessionCredentials, is_loopback
 from s3mount.s3.store import Capabilities
-from s3mount.s3.trials import Facts, try_more
+from s3mount.s3.trials import PRETENDS, WORKS, Facts, try_more
 
 SCRATCH = ".s3mount/"
 TIMEOUT = 10.0  # seconds for a connection
@@ -198,17 +198,52 @@ def _facts(facts: Facts) -> Iterator[Finding]:
     if facts.minimum_part is not None:
         size = "5 MiB, as on AWS" if facts.minimum_part else "none"
         yield Finding("smallest part", GOOD, size, "s3mount sends no smaller ones")
+    yield from _checksums(facts)
+    if facts.large_metadata is not None:
+        level = GOOD if facts.large_metadata else WEAK
+        text = "kept" if facts.large_metadata else "not kept"
+        yield Finding("2 KB of metadata", level, text, "for extended attributes")
+    yield from _names(facts)
+    yield from _extensions(facts)
+
+
+def _checksums(facts: Facts) -> Iterator[Finding]:
     if facts.refuses_damage is not None:
         level = GOOD if facts.refuses_damage else WEAK
         text = "refused" if facts.refuses_damage else "stored"
         means = "" if facts.refuses_damage else "the store does not compare checksums"
         yield Finding("damaged bodies", level, text, means)
-    if facts.large_metadata is not None:
-        level = GOOD if facts.large_metadata else WEAK
-        text = "kept" if facts.large_metadata else "not kept"
-        yield Finding("2 KB of metadata", level, text, "for extended attributes")
+    if facts.algorithms:
+        text = ", ".join(facts.algorithms)
+        yield Finding("algorithms", GOOD, text, "damage on the way is noticed by any of them")
+    elif facts.algorithms is not None:
+        means = "what is read is compared with what was sent all the same"
+        yield Finding("algorithms", WEAK, "none is compared with what arrives", means)
+
+
+def _names(facts: Facts) -> Iterator[Finding]:
     if facts.refused_names is not None:
         names = ", ".join(facts.refused_names)
         text = f"names with {names} are not kept" if names else "all forms are kept"
         means = "s3mount makes no such keys, and escapes what is there"
         yield Finding("odd names", GOOD, text, means)
+    if facts.file_and_folder is not None:
+        level = GOOD if facts.file_and_folder else WEAK
+        text = "both are kept" if facts.file_and_folder else "not both can be there"
+        means = "s3mount shows both" if facts.file_and_folder else "s3mount makes no such pair"
+        yield Finding("key a beside a/b", level, text, means)
+
+
+def _extensions(facts: Facts) -> Iterator[Finding]:
+    """Calls that only some stores have; who takes them for plain writes is dangerous to others."""
+    tried = (
+        ("RenameObject", facts.renaming, "leaves an empty object", "copies and deletes"),
+        ("append", facts.appending, "overwrites the object", "copies parts"),
+    )
+    for subject, outcome, harm, instead in tried:
+        if outcome == PRETENDS:
+            means = f"s3mount never asks for it, and {instead}; tools that do lose data"
+            yield Finding(subject, WEAK, f"is answered 200, and {harm}", means)
+        elif outcome is not None:
+            text = "works" if outcome == WORKS else "refused"
+            yield Finding(subject, GOOD, text, f"s3mount does without, and {instead}")

@@ -13,16 +13,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from random import Random
-from typing import IO, Self
+from typing import IO, NoReturn, Self
 from urllib.parse import urlsplit
 
 from s3mount.demo.weed import LOOPBACK
 from tests.faults import Cut, Delay, Fault, Hang, Plan, Point, Request, Reset, Rule, Throttle
 from tests.wire import PIECE, Body, Disconnect, Head, Stream, flipped, parts
 
+LINGER = 10.0  # Seconds for a client that sends its body although it was answered.
 PATIENCE = 120.0  # Seconds that a socket may be silent before its exchange is given up.
 SECRET_HEADER = re.compile(r"authorization|security-token|customer-key|cookie")
 SECRET_WORD = re.compile(r"(?i)(X-Amz-(?:Signature|Credential|Security-Token)=)[^&]*")
@@ -80,6 +81,8 @@ class Relay:
         try:
             self._proxy.sleep(plan.delay)
             self._end_at(Point.REQUEST, plan)
+            if plan.late:
+                self._keep_for_later(head, exchange)
             if plan.answer and not plan.answer.late:
                 return self._answer(head, exchange, plan)
             answer = self._forward(head, exchange, plan)
@@ -116,6 +119,13 @@ class Relay:
             self._client.socket.sendall(answer.raw)
         self._send_body(upstream, self._request_body(head, exchange), plan)
         return self._final_head(upstream)
+
+    def _keep_for_later(self, head: Head, exchange: Exchange) -> NoReturn:
+        if head.expects_continue:
+            self._client.socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = b"".join(piece for piece, _ in self._request_body(head, exchange))
+        self._proxy.keep_late(head.without("expect") + body)
+        raise Disconnect(reset=True)
 
     def _forward_twice(self, head: Head, exchange: Exchange, plan: Plan) -> Head:
         if head.expects_continue:
@@ -222,10 +232,13 @@ class Relay:
         content = answer.body(exchange.request.path)
         lines = [f"HTTP/1.1 {answer.status} {answer.code}", "Content-Type: application/xml"]
         lines += [f"{name}: {value}" for name, value in answer.headers.items()]
+        lines += ["Connection: close"] if waiting else []
         lines += [f"Content-Length: {len(content)}", "", ""]
         content = b"" if head.words[0] == "HEAD" else content
         exchange.status, exchange.sent = answer.status, len(content)
         self._client.socket.sendall("\r\n".join(lines).encode() + content)
+        if waiting:
+            self._client.linger(LINGER)
         return not waiting
 
     @staticmethod
@@ -275,6 +288,7 @@ class FaultProxy:
         self._lock = threading.Lock()
         self._rules: list[Rule] = []
         self._log: list[Exchange] = []
+        self._late: list[bytes] = []
         self._listener: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
         self._threads: dict[threading.Thread, Stream] = {}
@@ -375,6 +389,23 @@ class FaultProxy:
             exchange = Exchange(request, struck)
             self._log.append(exchange)
             return exchange
+
+    def keep_late(self, request: bytes) -> None:
+        """Keep a request whose client has gone."""
+        with self._lock:
+            self._late.append(request)
+
+    def deliver_late(self) -> Sequence[int]:
+        """Deliver what `Late` has kept, and return the statuses of the answers."""
+        with self._lock:
+            kept, self._late = self._late, []
+        statuses = []
+        for request in kept:
+            with closing(socket.create_connection(self.upstream, timeout=PATIENCE)) as connection:
+                connection.sendall(request)
+                answer = Stream(connection).read_head()
+                statuses.append(answer.status if answer else 0)
+        return statuses
 
     def sleep(self, seconds: float) -> None:
         """Wait, but not longer than the proxy lives."""

@@ -97,7 +97,15 @@ class Twice:
     """Deliver the request twice; the client gets the second answer."""
 
 
-Fault = Delay | Throttle | Reset | Hang | Cut | Flip | Answer | Twice
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Take the whole request, reset the connection, and keep it for `FaultProxy.deliver_late`.
+
+    As a store does that carries a request out long after its client has gone.
+    """
+
+
+Fault = Delay | Throttle | Reset | Hang | Cut | Flip | Answer | Twice | Late
 
 INTERNAL_ERROR = Answer(500, "InternalError")
 SLOW_DOWN = Answer(503, "SlowDown")
@@ -229,6 +237,11 @@ class Plan:
     def twice(self) -> bool:
         """Whether the request is delivered twice."""
         return any(isinstance(fault, Twice) for fault in self.faults)
+
+    @property
+    def late(self) -> bool:
+        """Whether the request is delivered when the client is gone."""
+        return any(isinstance(fault, Late) for fault in self.faults)
 
     def flips(self, *, request: bool) -> Sequence[int]:
         """Return the offsets of bytes to change."""

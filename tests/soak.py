@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 
 from s3mount.demo.weed import Credentials
+from tests.crashsoak import crash_daemon, crash_server
 from tests.faultproxy import FaultProxy
 from tests.faults import INTERNAL_ERROR, LOST_ANSWER, SLOW_DOWN, Delay, Flip, Point, Reset
 from tests.mounts import Bucket, Mount, Mounter
@@ -273,17 +274,31 @@ def soak(minutes: float, seed: int) -> list[str]:
     return complaints
 
 
+def chosen(options: argparse.Namespace) -> list[str]:
+    """Run what was asked for; returns what was wrong."""
+    with tempfile.TemporaryDirectory(prefix="s3mount-soak-") as name:
+        if options.crashes is not None:
+            return crash_daemon(Path(name), options.crashes, options.seed)
+        if options.server_crashes is not None:
+            count = options.server_crashes
+            return crash_server(Path(name), options.server, count, options.seed)
+    return soak(min(options.minutes, MAX_MINUTES), options.seed)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the soak, or one of its processes."""
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=MAX_MINUTES, help="how long [20]")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random [0]")
+    parser.add_argument("--crashes", type=int, help="of the daemon, instead of the mixed load")
+    parser.add_argument("--server-crashes", type=int, help="of the store, instead of that load")
+    parser.add_argument("--server", default="weed", help="the store that crashes [weed]")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.work is not None:
         work(options.work, options.seed, options.minutes * 60)
         return 0
-    complaints = soak(min(options.minutes, MAX_MINUTES), options.seed)
+    complaints = chosen(options)
     for complaint in complaints:
         print(complaint, file=sys.stderr)
     return 1 if complaints else 0

@@ -21,6 +21,8 @@ LAYERS = (
         "s3mount.memory",
         "s3mount.private",
         "s3mount.machine",
+        "s3mount.repeats",
+        "s3mount.tracing",
     ),
     ("s3mount.s3.store",),
     (
@@ -35,7 +37,13 @@ LAYERS = (
     ("s3mount.cache",),
     ("s3mount.write",),
     ("s3mount.fs",),
-    ("s3mount.callers", "s3mount.request", "s3mount.fuse"),
+    (
+        "s3mount.callers",
+        "s3mount.paths",
+        "s3mount.request",
+        "s3mount.watchedrequest",
+        "s3mount.fuse",
+    ),
     # What a daemon or a command needs beside the way of the data.  Nobody below sees it, least
     # of all the configuration: constructors take plain values.
     (
@@ -60,6 +68,7 @@ LAYERS = (
         "s3mount.verdicts",
     ),
     (
+        "s3mount.caches",
         "s3mount.connecting",
         "s3mount.ending",
         "s3mount.machinecheck",
@@ -68,6 +77,7 @@ LAYERS = (
         "s3mount.reporting",
         "s3mount.sampling",
         "s3mount.service",
+        "s3mount.watch",
         "s3mount.webpage",
     ),
     ("s3mount.storecheck", "s3mount.commands", "s3mount.assembly"),
@@ -92,6 +102,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "pyfuse3": (
         "s3mount.fuse",
         "s3mount.request",
+        "s3mount.watchedrequest",
         "s3mount.kernel",
         "s3mount.ending",
         "s3mount.daemon",

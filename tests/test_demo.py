@@ -21,6 +21,7 @@ from tests.mounts import COMMAND, is_mounted, mounted_below, why_no_mounts
 from tests.servers import CHECKOUT
 
 TIMEOUT = 120.0
+LONG = "temporary" * 12  # no socket can be below it: the kernel takes 107 bytes
 Start = Callable[..., subprocess.Popen[str]]
 
 pytestmark = pytest.mark.server
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.server
 def environment(tmp_path: Path) -> dict[str, str]:
     """An environment in which all that the demo makes lands in this test's own directory."""
     home = tmp_path / "home"
-    temporary = tmp_path / "tmp"
+    temporary = tmp_path / LONG
     for folder in (home, temporary, home / "run"):
         folder.mkdir(mode=0o700)
     return {
@@ -108,7 +109,7 @@ def test_the_tour_checks_every_step(start: Start, tmp_path: Path):
     assert "the tour is over, and everything was as it has to be" in said
     for stop in stops():
         assert (stop.__doc__ or "").strip().rstrip(".") in said
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list((tmp_path / LONG).iterdir()) == []
 
 
 def test_says_no_secrets_and_is_plain_in_a_pipe(start: Start, tmp_path: Path):
@@ -161,7 +162,7 @@ def test_a_signal_in_the_middle_stops_everything(
     assert "ended before the tour was over" in said
     assert processes_of(tmp_path) == []
     assert mounted_below(tmp_path) == []
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list((tmp_path / LONG).iterdir()) == []
 
 
 def test_a_signal_before_the_mount_stops_the_server(start: Start, tmp_path: Path):
@@ -171,7 +172,7 @@ def test_a_signal_before_the_mount_stops_the_server(start: Start, tmp_path: Path
     said, _ = demo.communicate(timeout=TIMEOUT)
     assert demo.returncode == 1, said
     assert processes_of(tmp_path) == []
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list((tmp_path / LONG).iterdir()) == []
 
 
 def test_a_missing_server_is_one_clear_line(start: Start, tmp_path: Path):
@@ -212,7 +213,7 @@ def test_on_a_terminal_it_stays_until_ctrl_c(start: Start, tmp_path: Path, envir
     try:
         said = _read_terminal(master, b"Ctrl-C unmounts it")
         assert b"\x1b[32m" in said
-        (folder,) = (tmp_path / "tmp").iterdir()
+        (folder,) = (tmp_path / LONG).iterdir()
         assert is_mounted(folder / "bucket")
         assert (folder / "bucket" / "tour" / "greeting.txt").read_text().startswith("Hello")
         assert stat.S_IMODE((folder / "environment").stat().st_mode) == 0o600
@@ -224,7 +225,7 @@ def test_on_a_terminal_it_stays_until_ctrl_c(start: Start, tmp_path: Path, envir
         demo.wait()
         os.close(master)
     assert b"unmounted" in said
-    assert list((tmp_path / "tmp").iterdir()) == []
+    assert list((tmp_path / LONG).iterdir()) == []
 
 
 def _read_terminal(master: int, text: bytes) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 from s3mount import verdicts
 from s3mount.diagnosis import BAD, GOOD, WEAK
 from s3mount.machinecheck import check_machine
+from s3mount.s3.probe import WEAKNESSES
 from s3mount.s3.store import Capabilities
 from s3mount.storecheck import SUBJECTS
 from tests.faultproxy import FaultProxy
@@ -26,6 +27,14 @@ REFUSED = {
     "rclone": "names with //, ., .. are not kept",
     "moto": "names with a newline are not kept",
 }
+
+ALL_SUMS = "crc64nvme, crc32c, crc32, sha256, sha1"
+SUMS = dict.fromkeys(DAMAGE, "none is compared with what arrives")
+PRETENDED = {
+    "RenameObject": {"minio", "moto", "rclone"},
+    "append": {"weed", "moto", "rclone"},
+}
+WORKING = {"RenameObject": {"weed"}, "append": set()}
 
 
 def diagnose(mount: Mounter, bucket: Bucket, *options: str, code: int = 0, url: str = "") -> dict:
@@ -49,8 +58,10 @@ def test_the_doctor_is_right_about_each_store(
     expected = {SUBJECTS[capability][0] for capability in LACKING[name]}
     if DAMAGE.get(name) == "stored":
         expected.add("damaged bodies")
+        expected.add("algorithms")
     if name == "rclone":
-        expected.add("2 KB of metadata")
+        expected |= {"2 KB of metadata", "key a beside a/b"}
+    expected |= {subject for subject, servers in PRETENDED.items() if name in servers}
     assert weak == expected
     for subject in ("credentials", "name", "connection", "clock", "bucket", "checksums"):
         assert found[subject]["level"] == GOOD
@@ -58,12 +69,28 @@ def test_the_doctor_is_right_about_each_store(
     assert found["listing order"]["found"] == SORTED.get(name, "sorted by key")
     assert found["smallest part"]["found"] == SMALLEST_PART.get(name, "5 MiB, as on AWS")
     assert found["damaged bodies"]["found"] == DAMAGE.get(name, "refused")
+    assert found["algorithms"]["found"] == SUMS.get(name, ALL_SUMS)
+    for subject, servers in WORKING.items():
+        assert (found[subject]["found"] == "works") == (name in servers)
     if name in REFUSED:
         assert found["odd names"]["found"] == REFUSED[name]
     left = any_server.client().list_objects_v2(Bucket=bucket.name).get("Contents", [])
     assert left == []
     uploads = any_server.client().list_multipart_uploads(Bucket=bucket.name).get("Uploads", [])
     assert uploads == []
+
+
+def test_the_status_tells_what_each_store_lacks(mount: Mounter, any_server: Server, make_bucket):
+    # What is weak is a warning when it is mounted, too.
+    mount.expect_log("conditional writes|cannot copy parts", optional=True)
+    mounted = mount(make_bucket(any_server))
+    done = mount.run("status", "--json", str(mounted.path))
+    (found,) = json.loads(done.stdout)["mounts"]
+    lacking = {f"the store {WEAKNESSES[name]}" for name in LACKING[any_server.name]}
+    assert set(found["notes"]) == lacking
+    assert found["endpoint"] == any_server.url
+    told = mount.run("status", str(mounted.path)).stdout
+    assert all(f"note        {note}" in told for note in lacking)
 
 
 def test_mounts_use_what_the_doctor_has_found(mount: Mounter, bucket: Bucket, tmp_path: Path):

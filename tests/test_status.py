@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,33 @@ def test_status_shows_what_is_not_uploaded_and_how_far_it_is(mount: Mounter, buc
             assert "large  20.0 MiB" in describe(found, time.time())
             proxy.remove(slow)
         mounted.umount()
+
+
+def test_what_the_store_has_refused_for_good_is_not_waiting_any_more(
+    mount: Mounter, bucket: Bucket, s3
+):
+    mount.expect_log("recover|condition|ESTALE", optional=True)
+    s3.put_object(Bucket=bucket.name, Key="file", Body=b"A" * 1000)
+    mounted = mount(bucket)
+    descriptor = os.open(mounted.path / "file", os.O_RDWR)
+    try:
+        os.pwrite(descriptor, b"mine", 0)
+        s3.put_object(Bucket=bucket.name, Key="file", Body=b"theirs")
+        with pytest.raises(OSError, match="Stale"):
+            os.fsync(descriptor)
+        found = status_of(mount, mounted)
+        assert (found["dirty_files"], found["dirty_bytes"], found["given_up_files"]) == (0, 0, 1)
+        assert found["given_up"][0]["key"] == "file"
+        text = describe(found, time.time())
+        assert "unsaved     nothing" in text
+        assert "given up    1 open file; s3mount recover has what was written" in text
+    finally:
+        with suppress(OSError):
+            os.close(descriptor)
+    end = time.monotonic() + PATIENCE
+    while status_of(mount, mounted)["given_up_files"] and time.monotonic() < end:
+        time.sleep(0.1)
+    assert status_of(mount, mounted)["given_up_files"] == 0
 
 
 def test_status_sees_a_daemon_that_still_uploads_when_the_mount_is_gone(

@@ -1,9 +1,16 @@
 """What a mount serves over HTTP: page, state, metrics and health; nothing harms the mount."""
 
+import contextlib
 import http.client
 import json
+import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from s3mount.page import PAGE
+from tests.conftest import unavailable
 from tests.mounts import Bucket, Mount, Mounter, MountFailed
 from tests.servers import CHECKOUT
 
@@ -145,6 +153,102 @@ def test_the_page_needs_nothing_from_elsewhere(site: Site):
     for name, inner in fields:
         assert name in found
         assert not inner or inner in found[name], (name, inner)
+
+
+def in_a_browser(site: Site, profile: Path, *options: str) -> str:
+    """The page as a headless Chromium has it after two seconds, scripts and all."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser = next(filter(None, map(shutil.which, names)), None)
+    if browser is None:
+        unavailable("no Chromium is installed (package chromium)")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += [f"--user-data-dir={profile}", "--virtual-time-budget=2000", *options]
+    done = subprocess.run(
+        [*command, f"http://127.0.0.1:{site.port}/"],
+        env={**os.environ, "HOME": str(profile)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_a_browser_shows_what_the_mount_does(site: Site, tmp_path: Path):
+    (site.mount.path / "done").write_bytes(b"abc")
+    with held_open(site.mount.path / "<b>open", 5000):
+        assert until(lambda: json.loads(site.get("/status.json")[2])["dirty_bytes"] == 5000)
+        text = in_a_browser(site, tmp_path / "profile", "--dump-dom")
+    shown = Shown()
+    shown.feed(text)
+    assert shown.title == f"{site.bucket.name} - s3mount"
+    assert shown.texts["title"] == f"{site.bucket.name} at {site.mount.path}"
+    assert shown.texts["state"].startswith("serving for ")
+    assert "not uploaded" in shown.texts["cards"]
+    assert "1 file" in shown.texts["cards"]
+    assert "<b>open" in shown.texts["dirty"]  # a name is never markup
+    assert "done" not in shown.texts["dirty"]
+    assert "create" in shown.texts["operations"]
+    assert "PutObject" in shown.texts["requests"]
+    assert shown.texts["errors"] == "none"
+    picture = tmp_path / "page.png"
+    in_a_browser(site, tmp_path / "profile", "--window-size=420,900", f"--screenshot={picture}")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+class Shown(HTMLParser):
+    """What a page shows: its title, and the text in each element that has an id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: dict[str, str] = {}
+        self.title = ""
+        self._path: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag != "meta":
+            self._path.append((tag, dict(attributes).get("id")))
+
+    def handle_endtag(self, tag):
+        while self._path and self._path.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        if self._path and self._path[-1][0] == "title":
+            self.title += data
+        for _, name in self._path:
+            if name is not None:
+                self.texts[name] = f"{self.texts.get(name, '')} {data}".strip()
+
+
+# The kernel hands over what was written, which is no fsync: nothing is uploaded yet.
+HOLD = """
+import ctypes, os, sys
+descriptor = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+os.write(descriptor, b"x" * int(sys.argv[2]))
+zero, before_write_after = ctypes.c_int64(0), 7
+assert ctypes.CDLL(None).sync_file_range(descriptor, zero, zero, before_write_after) == 0
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def held_open(path: Path, size: int) -> Iterator[None]:
+    """A file that another process is writing: a child of ours would flush it when it starts."""
+    command = [sys.executable, "-c", HOLD, str(path), str(size)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        yield
+        assert process.stdin is not None
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+def until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return true()
 
 
 def test_only_questions_that_make_sense_are_answered(site: Site):

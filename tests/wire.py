@@ -136,6 +136,14 @@ class Stream:
         """Say whether the other side has closed, or said something that nobody asked for."""
         return bool(select.select([self.socket], [], [], 0)[0])
 
+    def linger(self, seconds: float) -> None:
+        """Say no more, and take what still comes, so that closing does not reset."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+            self.socket.settimeout(seconds)
+            while self.socket.recv(PIECE):
+                pass
+
     def close(self, *, reset: bool = False) -> None:
         """Close, in the polite way or not."""
         with suppress(OSError):

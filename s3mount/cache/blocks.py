@@ -18,6 +18,7 @@ from s3mount.cache.version import ObjectVersion as ObjectVersion  # by which blo
 from s3mount.errors import Corrupt, StoreError
 from s3mount.memory import MemoryBudget
 from s3mount.s3.store import MIB, ObjectStore
+from s3mount.write.extents import Extents
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,16 @@ class BlockCache:
     def held_bytes(self) -> int:
         """The bytes of all blocks and pieces in memory, about."""
         return len(self._blocks) * BLOCK_SIZE + len(self._pieces) * PIECE_SIZE
+
+    def ranges(self, version: ObjectVersion) -> Extents:
+        """Which bytes of a version are in memory."""
+        found = Extents()
+        for unit, held in ((BLOCK_SIZE, self._blocks), (PIECE_SIZE, self._pieces)):
+            for block in held:  # By name only: to look at one would be to use it.
+                if block.version == version:
+                    start = block.number * unit
+                    found.add(start, min(start + unit, version.size))
+        return found
 
     def has(self, version: ObjectVersion, index: int) -> bool:
         """Whether block *index* is here or on its way."""

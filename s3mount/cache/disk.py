@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import trio
 
+from s3mount.cache import ledger
 from s3mount.private import open_private
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,6 @@ MAX_WAITING = 128  # Blocks that wait to be written; a faster reader leaves gaps
 BATCH = 16
 DROP_AGAIN_AFTER = 5.0  # Seconds, if what is to be dropped could not be removed.
 RETRY_AFTER = 60.0  # Seconds without writing after the disk has failed.
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS blocks (name BLOB PRIMARY KEY, size INTEGER NOT NULL,
-                                   used REAL NOT NULL) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS by_use ON blocks (used);
-"""
 
 
 class Wanted(NamedTuple):
@@ -73,10 +69,12 @@ class BlockDisk:
         self._database: sqlite3.Connection | None = None
         self._waiting: list[_Waiting] = []
         self._wake = trio.lowlevel.ParkingLot()
+        self._writing = trio.Lock()
         self._used: set[bytes] = set()
         self._dropped: set[bytes] = set()
         self._quiet_until = 0.0
         self.hits = 0
+        self.misses = 0
         self.hit_bytes = 0
         self.written_bytes = 0
         self.damaged = 0
@@ -86,7 +84,7 @@ class BlockDisk:
         """Open or make the directory.  Blocks; raises `MountError`."""
         self._directory = open_private(self._path)
         try:
-            self._database = self._connect()
+            self._database = ledger.connect(self._directory)
         except sqlite3.Error:
             self._start_anew()
 
@@ -114,7 +112,7 @@ class BlockDisk:
         if name in self._dropped:
             return False
         try:
-            os.stat(_place(name), dir_fd=self._directory, follow_symlinks=False)
+            os.stat(ledger.place(name), dir_fd=self._directory, follow_symlinks=False)
         except OSError:
             return False
         return True
@@ -122,11 +120,13 @@ class BlockDisk:
     async def read(self, wanted: Sequence[Wanted]) -> list[bool]:
         """Fill the buffers of the blocks that are here and whole; tells which."""
         here = [item for item in wanted if self.has(item.name)]
+        self.misses += len(wanted) - len(here)
         if not here:
             return [False] * len(wanted)
         found = await trio.to_thread.run_sync(self._read_all, here)
         self._used |= found
         self.hits += len(found)
+        self.misses += len(here) - len(found)
         self.hit_bytes += sum(len(item.buffer) for item in wanted if item.name in found)
         return [item.name in found for item in wanted]
 
@@ -162,8 +162,28 @@ class BlockDisk:
         if self._dropped:
             await self._write_some()
 
+    async def shares(self) -> Sequence[ledger.Share]:
+        """What each store has in the directory; none when it cannot be asked just now."""
+        async with self._writing:
+            return await trio.to_thread.run_sync(self._shares)
+
+    async def clear(self) -> int:
+        """Remove all blocks of our store, for all who use them; returns their bytes.
+
+        Raises `OSError` when that is not possible.
+        """
+        async with self._writing:
+            waiting, self._waiting = self._waiting, []
+            for item in waiting:
+                item.done()
+            return await trio.to_thread.run_sync(self._clear)
+
     async def _write_some(self) -> bool:
         """Write what waits longest, and remove what was dropped; whether that worked."""
+        async with self._writing:
+            return await self._write_batch()
+
+    async def _write_batch(self) -> bool:
         batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
         uses, self._used = self._used, set()
         dropped = frozenset(self._dropped)
@@ -181,11 +201,28 @@ class BlockDisk:
 
     # -- in threads ------------------------------------------------------------------------
 
+    def _shares(self) -> Sequence[ledger.Share]:
+        try:
+            return ledger.shares(self._database) if self._database is not None else ()
+        except sqlite3.Error as error:
+            log.info("%s: its index cannot be read: %s", self._path, error)
+            return ()
+
+    def _clear(self) -> int:
+        if self._database is None:
+            return 0
+        try:
+            return ledger.clear_store(self._database, self._directory, self._store)
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.rollback()
+            raise OSError(5, f"the index of the cache cannot be changed: {error}") from error
+
     def _read_all(self, wanted: Sequence[Wanted]) -> set[bytes]:
         return {item.name for item in wanted if self._read_one(item)}
 
     def _read_one(self, item: Wanted) -> bool:
-        place = _place(item.name)
+        place = ledger.place(item.name)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             with self._folder(place) as (folder, name):
@@ -220,24 +257,29 @@ class BlockDisk:
         if database is None:
             return
         # Before the batch, in which the right block of the same name may be.
-        for name in dropped:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(_place(name), dir_fd=self._directory)
+        self._unlink(dropped)
         try:
             self._make_room(database, sum(len(item.data) for item in batch))
-            now = time.time()
             for item in batch:
                 self._write_one(item)
-                row = (item.name, HEADER.size + len(item.data), now)
-                database.execute("INSERT OR REPLACE INTO blocks VALUES (?, ?, ?)", row)
+            if batch:
+                sizes = [(item.name, HEADER.size + len(item.data)) for item in batch]
+                ledger.note(database, self._store, sizes)
             self._note_uses(database, uses)
             database.commit()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
                 database.rollback()
-                return  # Another mount writes just now: these blocks are not kept.
+                # Another mount writes just now: what nobody has written down must not stay.
+                self._unlink(item.name for item in batch)
+                return
             log.warning("%s: the cache is damaged and starts anew: %s", self._path, error)
             self._start_anew()
+
+    def _unlink(self, names: Iterable[bytes]) -> None:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(ledger.place(name), dir_fd=self._directory)
 
     @contextlib.contextmanager
     def _folder(self, place: str) -> Iterator[tuple[int, str]]:
@@ -259,7 +301,7 @@ class BlockDisk:
             os.mkdir(above, 0o700, dir_fd=self._directory)
 
     def _write_one(self, item: _Waiting) -> None:
-        place = _place(item.name)
+        place = ledger.place(item.name)
         self._make_folder(place)
         with self._folder(place) as (folder, name):
             temporary = f".{secrets.token_hex(8)}"
@@ -288,8 +330,7 @@ class BlockDisk:
             if excess <= 0:
                 return
             excess -= used
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(_place(name), dir_fd=self._directory)
+            self._unlink([name])
             database.execute("DELETE FROM blocks WHERE name = ?", (name,))
         if excess > 0:
             raise OSError(28, "there is no room for it")
@@ -298,24 +339,6 @@ class BlockDisk:
         now = time.time()
         rows = [(now, name) for name in (self._used if uses is None else uses)]
         database.executemany("UPDATE blocks SET used = ? WHERE name = ?", rows)
-
-    def _connect(self) -> sqlite3.Connection:
-        path = f"/proc/self/fd/{self._directory}/index.sqlite3"
-        with contextlib.suppress(FileExistsError):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open("index.sqlite3", flags, 0o600, dir_fd=self._directory))
-        database = sqlite3.connect(path, timeout=1.0, check_same_thread=False)
-        try:
-            # Not WAL: it maps a file into our memory, and who makes that file unwritable, or
-            # shorter, ends the daemon by a SIGBUS.
-            database.execute("PRAGMA journal_mode = TRUNCATE")
-            # Only a cache: what a power loss takes is fetched again.
-            database.execute("PRAGMA synchronous = OFF")
-            database.executescript(SCHEMA)
-        except BaseException:
-            database.close()
-            raise
-        return database
 
     def _start_anew(self) -> None:
         """Throw away everything: a cache that nobody can keep account of has no bound."""
@@ -328,9 +351,4 @@ class BlockDisk:
                     block.unlink(missing_ok=True)
             elif entry.name.startswith("index.sqlite3"):
                 entry.unlink(missing_ok=True)
-        self._database = self._connect()
-
-
-def _place(name: bytes) -> str:
-    text = name.hex()
-    return f"{text[:2]}/{text[2:]}"
+        self._database = ledger.connect(self._directory)

@@ -16,13 +16,17 @@ EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 1, 4, 8
 
 # A bucket with one of these names is mounted as s3://NAME.  MODULE or MODULE:FUNCTION.
 COMMANDS: Mapping[str, str] = {
+    "cache": "s3mount.cli.cache",
+    "completion": "s3mount.cli.completion",
     "demo": "s3mount.cli.demo",
     "doctor": "s3mount.cli.doctor",
+    "info": "s3mount.cli.info",
     "install-helpers": "s3mount.cli.helpers",
     "recover": "s3mount.cli.recover",
     "remove-helpers": "s3mount.cli.helpers:remove",
     "status": "s3mount.cli.status",
     "sync": "s3mount.cli.sync",
+    "trace": "s3mount.cli.trace",
     "umount": "s3mount.cli.umount",
     "url": "s3mount.cli.url",
     "warmup": "s3mount.cli.warmup",

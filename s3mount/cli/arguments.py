@@ -25,9 +25,13 @@ s3mount BUCKET[/PREFIX] MOUNTPOINT [options]
        s3mount sync [PATH]
        s3mount recover [BUCKET]
        s3mount doctor [BUCKET [options]]
+       s3mount info PATH...
        s3mount warmup PATH...
+       s3mount cache [BUCKET|MOUNTPOINT...] [--clear]
+       s3mount trace [MOUNTPOINT]
        s3mount url PATH
        s3mount install-helpers | remove-helpers
+       s3mount completion bash|zsh
        s3mount demo
        s3mount help [COMMAND]"""
 

@@ -22,14 +22,15 @@ Exit codes: 0 all was as it has to be; 1 a step failed (it says which)."""
 
 def main(arguments: Sequence[str]) -> int:
     """Show the demo and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     terminal = Terminal(sys.stdout)
     once = parsed.once or os.environ.get("DEMO_ONCE", "") not in ("", "0")
     stays = terminal.is_interactive and not once
     return put_on(parsed.dir, terminal, stays=stays)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount demo",
         description=DESCRIPTION,

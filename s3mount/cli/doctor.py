@@ -25,7 +25,7 @@ _MARKS = {GOOD: ("ok", "32"), WEAK: ("weak", "33"), BAD: ("bad", "31")}
 def main(arguments: Sequence[str]) -> int:
     """Look at everything, print it, and return the exit code."""
     if set(arguments) & {"-h", "--help"}:
-        _parser().print_help()
+        parser().print_help()
         return 0
     rest = [argument for argument in arguments if argument != "--json"]
     config = parse_arguments([*rest, "/"])[0] if rest else None
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     return 32 if any(finding.level == BAD for finding in [*machine, *store]) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     """The parser for the help; the arguments are those of a mount, but for ``--json``."""
     parser = Parser(
         prog="s3mount doctor",

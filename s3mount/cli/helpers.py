@@ -23,7 +23,7 @@ Exit codes: 0 done; 1 no permission, or somebody else's file is in the way."""
 
 def main(arguments: Sequence[str]) -> int:
     """Write the helpers, and return the exit code."""
-    folder = _folder("install-helpers", "Makes the helpers of mount(8) and umount(8).", arguments)
+    folder = parser().parse_args(arguments).root / "sbin"
     for path in (folder / name for name in HELPERS):
         if os.path.lexists(path) and not _is_ours(path):
             raise MountError(f"{path} is there, and is not of s3mount's making", 1)
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def remove(arguments: Sequence[str]) -> int:
     """Remove the helpers, and return the exit code."""
-    folder = _folder("remove-helpers", "Removes what install-helpers has made.", arguments)
+    folder = remove_parser().parse_args(arguments).root / "sbin"
     for path in (folder / name for name in HELPERS):
         if _is_ours(path):
             try:
@@ -46,8 +46,18 @@ def remove(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _folder(name: str, description: str, arguments: Sequence[str]) -> Path:
-    parser: argparse.ArgumentParser = Parser(
+def parser() -> argparse.ArgumentParser:
+    """The arguments of install-helpers."""
+    return _parser("install-helpers", "Makes the helpers of mount(8) and umount(8).")
+
+
+def remove_parser() -> argparse.ArgumentParser:
+    """The arguments of remove-helpers."""
+    return _parser("remove-helpers", "Removes what install-helpers has made.")
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = Parser(
         prog=f"s3mount {name}",
         description=description,
         epilog=EPILOG,
@@ -61,8 +71,7 @@ def _folder(name: str, description: str, arguments: Sequence[str]) -> Path:
         metavar="DIR",
         help="the system in this directory, such as an image that is being built [/]",
     )
-    root: Path = parser.parse_args(arguments).root
-    return root / "sbin"
+    return parser
 
 
 def _is_ours(path: Path) -> bool:

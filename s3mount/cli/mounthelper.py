@@ -18,7 +18,7 @@ from s3mount.options import Item, mount_options, normal_name
 
 def main(arguments: Sequence[str]) -> int:
     """Do what mount(8) asks for, and return the exit code that it shall have."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     if parsed.namespace:
         enter(parsed.namespace, "mount.s3mount", arguments)
     options = ",".join([*parsed.options, *["ro"] * parsed.read_only, *["sloppy"] * parsed.sloppy])
@@ -31,7 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="mount.s3mount",
         description="Called by mount(8) for file systems of type s3mount and fuse.s3mount.",

@@ -53,7 +53,7 @@ class Kept:
 
 def main(arguments: Sequence[str]) -> int:
     """List, upload, export or discard, and return the exit code."""
-    parsed = _parser().parse_intermixed_args(arguments)
+    parsed = parser().parse_intermixed_args(arguments)
     found = [kept for kept in find(parsed.state_dir) if _wanted(kept, parsed.bucket, parsed.path)]
     _tell_damaged(parsed.state_dir)
     if parsed.export is not None:
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     return _act(found, "upload" if parsed.upload else "discard")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount recover",
         description="Shows files that could not be uploaded; uploads, exports or discards them.",
@@ -80,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         type=Path,
         default=state_directory(),
-        help="the state directory of the mounts [%(default)s]",
+        help="the state directory of the mounts [that of the mounts of this user]",
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--upload", action="store_true", help="upload them now")

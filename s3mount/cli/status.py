@@ -34,7 +34,7 @@ Status = Mapping[str, Any]
 
 def main(arguments: Sequence[str]) -> int:
     """Show the state of mounts, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     if parsed.watch and parsed.json:
         raise OptionError("--watch and --json exclude each other")
     chosen = [canonical(path) for path in parsed.mountpoint]
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if all(status[STATE] in FINE for status in found) else 32
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount status",
         description="Shows the mounts of this machine: all of them to root, others their own.",

@@ -49,6 +49,7 @@ def rows(status: Status, now: float) -> Iterator[tuple[str, str]]:
     yield "requests", _requests(status["requests"])
     yield "cache", _cache(status)
     yield from _unsaved(status)
+    yield from _given_up(status)
     for note in status["notes"]:
         yield "note", printable(note)
     for error in status["errors"][-SHOWN_ERRORS:]:
@@ -130,6 +131,16 @@ def _cache(status: Status) -> str:
             f"from {printable(disk['path'])}"
         )
     return ", ".join(parts)
+
+
+def _given_up(status: Status) -> Iterator[tuple[str, str]]:
+    """Files that are open and that the store has refused for good."""
+    count = status.get("given_up_files", 0)
+    if count:
+        files = "1 open file" if count == 1 else f"{count:,} open files"
+        yield "given up", f"{files}; s3mount recover has what was written"
+    for file in status.get("given_up", ())[:SHOWN_FILES]:
+        yield "", f"{printable(file['key'])}: {printable(file['error'])}"
 
 
 def _unsaved(status: Status) -> Iterator[tuple[str, str]]:

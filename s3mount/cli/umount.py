@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from s3mount.cli.arguments import Parser
+from s3mount.cli.asking import patience_of
 from s3mount.controlclient import Connection, ControlError, NoDaemon, Silent, find_socket
 from s3mount.errors import MountError
 from s3mount.mounts import FILE_SYSTEM_TYPE, Mount, detach, find_mount
-from s3mount.options import OptionError
-from s3mount.values import DURATION, canonical
+from s3mount.values import canonical
 
 EPILOG = """\
 Exit codes: 0 unmounted, and everything is in the store; 1 wrong usage or no
@@ -36,8 +36,8 @@ class Wish(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """Unmount, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
-    timeout = _timeout(parsed.timeout)
+    parsed = parser().parse_args(arguments)
+    timeout = patience_of(parsed.timeout)
     wish = Wish(parsed.lazy, parsed.force, timeout)
     mountpoint = canonical(parsed.mountpoint)
     mount = find_mount(mountpoint)
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> int:
         return _ask(connection, mount, wish)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount umount",
         description="Unmounts, waits until everything is uploaded and the daemon has ended.",
@@ -79,15 +80,6 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", metavar="TIME", help="how long to wait [for as long as it takes]"
     )
     return parser
-
-
-def _timeout(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        return float(str(DURATION.parse(text)))
-    except ValueError as error:
-        raise OptionError(f"option timeout: {text!r} is not {DURATION.expected}") from error
 
 
 def _connect(mount: Mount, *, force: bool) -> Connection | None:

@@ -12,7 +12,7 @@ from s3mount.errors import MountError
 
 def main(arguments: Sequence[str]) -> int:
     """Do what umount(8) asks for, and return the exit code that it shall have."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     if parsed.namespace:
         enter(parsed.namespace, "umount.s3mount", arguments)
     wishes = [*["--lazy"] * parsed.lazy, *["--force"] * parsed.force]
@@ -28,7 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="umount.s3mount",
         description="Called by umount(8) for file systems of type s3mount and fuse.s3mount.",

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3mount.cli.arguments import Parser
+from s3mount.cli.asking import seconds_of
 from s3mount.errors import MountError
 from s3mount.options import OptionError
-from s3mount.values import DURATION
 
 LONGEST = 7 * 86400  # seconds, S3's own limit
 EPILOG = """\
@@ -20,7 +20,7 @@ Exit codes: 0 done; 1 wrong usage; 32 there is no link for this."""
 
 def main(arguments: Sequence[str]) -> int:
     """Print the link, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     seconds = _seconds(parsed.expires)
     try:
         link = os.getxattr(parsed.path, f"user.s3.presigned-url.{seconds}")
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount url",
         description="Prints a link by which anybody may read a file.",
@@ -46,10 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> int:
-    try:
-        seconds = round(float(str(DURATION.parse(text))))
-    except ValueError as error:
-        raise OptionError(f"option expires: {text!r} is not {DURATION.expected}") from error
+    seconds = round(seconds_of("expires", text))
     if not 1 <= seconds <= LONGEST:
         raise OptionError("option expires: a link is good for 1s to 7d")
     return seconds

@@ -11,10 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from s3mount.cli.arguments import Parser
+from s3mount.cli.asking import mount_of
 from s3mount.cli.statustext import describe_time, printable
 from s3mount.cli.umount import describe_size
-from s3mount.errors import MountError
-from s3mount.mounts import FILE_SYSTEM_TYPE, find_mount
 from s3mount.values import canonical
 
 EPILOG = """\
@@ -76,9 +75,9 @@ class Meter:
 
 def main(arguments: Sequence[str]) -> int:
     """Fetch, and return the exit code."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     for path in parsed.path:
-        _check(Path(path))
+        mount_of(canonical(path))  # Reading a whole disk would help nobody.
     meter = Meter()
     files = list(_all_files(parsed.path, meter))
     if not parsed.metadata_only:
@@ -89,7 +88,8 @@ def main(arguments: Sequence[str]) -> int:
     return 32 if meter.failures else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of this command."""
     parser = Parser(
         prog="s3mount warmup",
         description="Fetches files and directories into the caches.",
@@ -110,18 +110,6 @@ def _jobs(text: str) -> int:
     if not 1 <= count <= 64:
         raise ValueError(text)
     return count
-
-
-def _check(path: Path) -> None:
-    """Refuse a path that is in no mount of ours: reading a whole disk would help nobody."""
-    real = canonical(path)
-    for above in (real, *real.parents):
-        mount = find_mount(above)
-        if mount is not None:
-            if mount.type == FILE_SYSTEM_TYPE:
-                return
-            break
-    raise MountError(f"{path} is not in a mount of s3mount")
 
 
 def _all_files(paths: Sequence[str], meter: Meter) -> Iterator[str]:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ from typing import Self
 from s3mount.errors import MountError
 
 LOOPBACK = "127.0.0.1"
+SHORT = "/tmp"  # weed itself puts sockets there, whatever TMPDIR says
 START_TIMEOUT = 60.0  # Seconds.  It takes 1.2 on an idle machine.
 # Seconds.  It takes 2; or half a minute, in which its parts wait for idle connections to each
 # other to end.  What it has acknowledged is in its files by then.
@@ -121,6 +123,7 @@ class Weed:
         self._directory = directory
         self._ports: list[int] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._sockets: Path | None = None
         self.credentials = credentials
         self.log_path = directory / "weed.log"
 
@@ -181,11 +184,16 @@ class Weed:
             self._remove_sockets()
 
     def _remove_sockets(self) -> None:
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            self._sockets = None
         # weed leaves some of these behind, and no option moves them elsewhere.
         for name, _, grpc_port in self._listeners():
-            Path(f"/tmp/seaweedfs-{name}-grpc-{grpc_port}.sock").unlink(missing_ok=True)
+            Path(SHORT, f"seaweedfs-{name}-grpc-{grpc_port}.sock").unlink(missing_ok=True)
 
     def _spawn(self) -> None:
+        # The kernel takes 107 bytes for the path of a socket, and TMPDIR may be longer.
+        self._sockets = Path(tempfile.mkdtemp(prefix="s3mount-weed-", dir=SHORT))
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 ended_with_us([self._program, "-logtostderr", "mini", *self._options()]),
@@ -205,8 +213,8 @@ class Weed:
             f"-dir={self._directory}",
             f"-ip={LOOPBACK}",
             f"-ip.bind={LOOPBACK}",
-            f"-filer.localSocket={self._directory}/filer.sock",
-            f"-s3.localSocket={self._directory}/s3.sock",
+            f"-filer.localSocket={self._sockets}/filer.sock",
+            f"-s3.localSocket={self._sockets}/s3.sock",
             # Each bucket takes a volume or more.  They grow as they are filled, but by itself
             # weed would allow no more than fit if all were full: 60 for a usual disk.
             "-volume.max=5000",

@@ -67,6 +67,10 @@ class Directories:
         self._open[self._last] = _Reading(self._fs.inodes.get(number))
         return self._last
 
+    def inode(self, handle: int) -> Inode:
+        """The directory that a handle is of."""
+        return self._open[handle].inode
+
     def releasedir(self, handle: int) -> None:
         """Close a directory."""
         del self._open[handle]
@@ -119,16 +123,25 @@ class Directories:
     def _unsaved_rows(self, reading: _Reading, start: int) -> Iterator[Row]:
         for index in range(start, len(reading.unsaved)):
             inode = reading.unsaved[index]
+            if inode.gone or inode.parent is not reading.inode:
+                continue
             file = self._fs.files.get(inode)
-            if file is not None and not inode.gone and inode.parent is reading.inode:
+            entry = self._fs.cache.peek(reading.inode.prefix, inode.segment)
+            if file is not None:
                 yield Row(inode.name, self._fs.stat_file(inode, file), 0, index + 1)
+            elif entry is not None:  # Saved meanwhile, perhaps too late for the listing.
+                # Nothing has kept the inode since.
+                inode = self._fs.inode_of(reading.inode, inode.name, inode.segment, entry)
+                yield Row(inode.name, self._fs.stat_entry(inode, entry), 0, index + 1)
 
     def _rewind(self, reading: _Reading) -> None:
         reading.listing = self._fs.namespace.listing(reading.inode.prefix)
+        # What the store may have of a dirty file is no reason to look for it in the listing.
         reading.unsaved = [
             inode
             for inode, file in self._fs.files.items()
-            if inode.parent is reading.inode and not inode.gone and not file.stored_key
+            if inode.parent is reading.inode and not inode.gone
+            if file.dirty or not file.stored_key
         ]
 
     def _listed_rows(

@@ -25,6 +25,7 @@ from s3mount.s3.store import (
     Buffer,
     Precondition,
     Stored,
+    expecting,
 )
 from s3mount.write.staging import RunningChecksums, StagedFile
 from s3mount.write.upload import Upload
@@ -44,6 +45,8 @@ class FileBytes(ABC):
     `obsolete` are keys where it had one before a rename, which are to be deleted.
     `stored_attributes` are those that the store got with the last save, if they are known, and
     `written` the moments by its clock between which that was.
+    `condition` is when a new version may take effect; when it always may, `expected` is what it
+    will probably replace.
     `attributes` and `size` are what stat(2) shows.  `kept` are the headers of the old object
     that a new version takes over, None when they are not known.  `record` names the record in
     the journal, empty when there is none.  `given_up` is set when the store has refused the bytes
@@ -73,6 +76,7 @@ class FileBytes(ABC):
         self.written: tuple[int, int] | None = None
         self.lock = trio.Lock()
         self.condition: Precondition = ALWAYS
+        self.expected: Precondition = ALWAYS
         self.unsaved_attributes = False
         self.error: StoreError | None = None
         self.unlinked = False
@@ -294,6 +298,7 @@ class FileBytes(ABC):
             self._staged.close(self._superseded.append if self.record else Path.unlink)
             self._staged = None
         if self.base is not None:
+            self.expected = expecting(self.base.etag)
             self.base = None
             self.condition = ALWAYS
         self._running.clear()

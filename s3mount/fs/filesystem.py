@@ -30,7 +30,14 @@ from s3mount.fs.siblings import Siblings
 from s3mount.fs.status import Stat, inherited, other_kind, shown_size, target_of
 from s3mount.fs.unsaved import OpenFiles
 from s3mount.fs.workshop import Workshop
-from s3mount.s3.store import ABSENT, ObjectStore
+from s3mount.s3.store import (
+    ABSENT,
+    ALWAYS,
+    EXPECTING_NOTHING,
+    ObjectStore,
+    Precondition,
+    expecting,
+)
 from s3mount.storing import is_archived
 
 RECENT = 1.0  # Seconds: an open so soon after its lookup needs no second look.
@@ -241,6 +248,7 @@ class FileSystem:
         file = self._new_file(inode, None, inherited(attributes, self._attributes_of(parent)))
         if flags & os.O_EXCL or self.namespace.listing_denied:
             file.condition = ABSENT
+        file.expected = EXPECTING_NOTHING
         handle = self.handles.new(file, flags, opener)
         if flags & os.O_EXCL and self._exclusive_at_open:
             await self._claim(file, handle)
@@ -291,7 +299,9 @@ class FileSystem:
         name, segment = await self.place_of(parent, name)
         inode = self.inodes.find(parent, name)
         file = self.files.get(inode) if inode is not None else None
-        await self._remove_object(key_of(parent.prefix, segment), file)
+        entry = self.cache.peek(parent.prefix, segment)
+        known = expecting(entry.etag) if entry is not None else ALWAYS
+        await self._remove_object(key_of(parent.prefix, segment), file, known)
         if inode is not None:
             self.detach(inode)
         self._gone(parent, segment)
@@ -299,14 +309,15 @@ class FileSystem:
             self.open_files.settle(file)
         await self.keep_directory(parent)
 
-    async def _remove_object(self, key: str, file: OpenFile | None) -> None:
+    async def _remove_object(self, key: str, file: OpenFile | None, known: Precondition) -> None:
         if file is None:
-            await self._store.remove(key)
+            await self._store.remove(key, condition=known)
             return
         await file.keep_content()
         async with file.lock:  # What is saved meanwhile would bring the object back.
             if file.stored_key:
-                await self._store.remove(key)
+                known = expecting(file.base.etag) if file.base is not None else file.expected
+                await self._store.remove(key, condition=known)
             file.detach()
         await self.open_files.forgotten()
 

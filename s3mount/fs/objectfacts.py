@@ -40,7 +40,7 @@ class ObjectFacts:
             "s3.key": self._key,
             "s3.url": self._url,
             "s3.presigned-url": self._link,
-            "s3mount.state": self._state,
+            "s3mount.state": self.state,
         }
 
     @staticmethod
@@ -85,7 +85,8 @@ class ObjectFacts:
         entry = await self._fs.namespace.find(inode.parent.prefix, inode.segment, attributes=False)
         return entry.etag.strip('"') or None if entry is not None else None
 
-    async def _state(self, inode: Inode) -> str | None:
+    async def state(self, inode: Inode) -> str | None:
+        """Whether the store has it as it is: clean, dirty, uploading, or failed and why."""
         file = self._fs.files.get(inode)
         if file is None:
             return "dirty" if inode in self._fs.markers.unsaved else "clean"
@@ -96,12 +97,13 @@ class ObjectFacts:
         return "dirty" if file.dirty else "clean"
 
     async def _key(self, inode: Inode) -> str | None:
-        return self._links.full_key(self._local_key(inode)) or None
+        return self._links.full_key(self.local_key(inode)) or None
 
     async def _url(self, inode: Inode) -> str | None:
-        return self._links.url(self._local_key(inode))
+        return self._links.url(self.local_key(inode))
 
-    def _local_key(self, inode: Inode) -> str:
+    def local_key(self, inode: Inode) -> str:
+        """The key of a file, or of the marker of a directory, as seen from the mounted prefix."""
         return inode.prefix if inode.directory else inode.key
 
     # -- what the store is asked -----------------------------------------------------------
@@ -138,7 +140,7 @@ class ObjectFacts:
         file = self._fs.files.get(inode)
         if file is not None:
             return file.stored_key if not file.unlinked else ""
-        return "" if inode.gone else self._local_key(inode)
+        return "" if inode.gone else self.local_key(inode)
 
 
 def _media_type(value: bytes) -> str:

@@ -62,13 +62,15 @@ class OpenFile(FileBytes):
         async with self.lock:
             return await self._save() if self.dirty else None
 
-    async def save_as_renamed(self) -> Stored:
+    async def save_as_renamed(self, expected: Precondition) -> Stored:
         """Make the store have the file under the key that its inode has by now.
 
-        The object under the old key, if there is one, is for the caller to delete.
+        *expected* is what it replaces there.  The object under the old key, if there is one, is for
+        the caller to delete.
         """
         async with self.lock:
             self.condition = ALWAYS  # It was about the old key, and rename(2) replaces.
+            self.expected = expected
             return await self._save()
 
     def refuse(self, error: StoreError) -> None:
@@ -85,12 +87,11 @@ class OpenFile(FileBytes):
         began_ns = time.time_ns()
         try:
             try:
-                stored = await (self._save_bytes() if self.changed else self._save_attributes())
-            except Exists:
-                if not await self._is_ghost():
+                stored = await self._save_what_changed()
+            except CONFLICTS:
+                if not await self._is_no_conflict():
                     raise
-                self.condition = ALWAYS
-                stored = await self._save_bytes()
+                stored = await self._save_what_changed()
         except StoreError as error:
             self.refuse(error)
             raise
@@ -100,6 +101,28 @@ class OpenFile(FileBytes):
         self.error = None
         self.written = stored.between(began_ns)
         return stored
+
+    async def _save_what_changed(self) -> Stored:
+        return await (self._save_bytes() if self.changed else self._save_attributes())
+
+    async def _is_no_conflict(self) -> bool:
+        """Whether nobody else was faster after all; then the next attempt goes on from there.
+
+        An earlier attempt of ours may have been done though nobody heard of it.
+        """
+        own = await self._workshop.store.own_version(self.inode.key)
+        if own is not None:
+            log.info("%s: it had been saved though that seemed to fail", self.inode.key)
+            if self.base is not None:
+                # Bytes that are not staged are the same in both.
+                self.base = ObjectVersion(self.inode.key, own.etag, own.size)
+            self.stored_key = self.inode.key
+            self.condition = Precondition(etag=own.etag)
+            return True
+        if self.condition.absent and await self._is_ghost():
+            self.condition = ALWAYS
+            return True
+        return False
 
     async def _is_ghost(self) -> bool:
         """Whether nothing is there after all.
@@ -111,6 +134,10 @@ class OpenFile(FileBytes):
         except NotFound:
             return True
         return False
+
+    def _wanted(self) -> Precondition:
+        """What a new version is put over."""
+        return self.expected if self.condition == ALWAYS else self.condition
 
     async def _save_bytes(self) -> Stored:
         key, headers, attributes = self.inode.key, self.headers(), self.attributes
@@ -140,7 +167,7 @@ class OpenFile(FileBytes):
         self._stored_at(key)
         self._kept_as(stored)
         self._kept_by_rule(key)
-        self.condition = ALWAYS
+        self.condition = self.expected = ALWAYS
         self._upload = None
         self._running.clear()
         self._generation += 1
@@ -191,7 +218,7 @@ class OpenFile(FileBytes):
             body = staged.body(0, size)
             crc = self._running.of(0, size)
         return await self._workshop.store.put(
-            key, body, headers=headers, condition=self.condition, crc=crc
+            key, body, headers=headers, condition=self._wanted(), crc=crc
         )
 
     async def _put_parts(self, key: str, headers: Mapping[str, str], size: int) -> Stored:
@@ -201,7 +228,7 @@ class OpenFile(FileBytes):
         source = CopySource(self.base.key, self.base.etag) if self.base is not None else None
         try:
             return await self._upload.finish(
-                self._plan(staged, size), self._part_body, source, self.condition
+                self._plan(staged, size), self._part_body, source, self._wanted()
             )
         except (StoreError, PosixError, OSError) as error:
             if staged.dropped:
@@ -435,7 +462,8 @@ class OpenFile(FileBytes):
         self.record = name
         self.size = record.size
         self.condition = record.condition
-        self.stored_key = record.stored_key
+        # The dead daemon may have uploaded it, or be heard only now.
+        self.stored_key = record.stored_key or record.key
         self._recorded = self._mark()
 
     def found(self, etag: str) -> None:

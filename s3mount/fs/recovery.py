@@ -15,7 +15,7 @@ from s3mount.fs.names import to_name
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.tree import CLOCK_LEEWAY, TreeMover
 from s3mount.fs.workshop import Workshop
-from s3mount.s3.store import ALWAYS, ObjectInfo
+from s3mount.s3.store import ALWAYS, EXPECTING_NOTHING, ObjectInfo, expecting
 from s3mount.write.keeper import restored
 from s3mount.write.notes import forget
 from s3mount.write.orphans import abort_unnamed
@@ -128,6 +128,10 @@ class Recovery:
         try:
             info = await self._store.head(record.key)
         except NotFound:
+            file.expected = EXPECTING_NOTHING
+            return
+        file.expected = expecting(info.etag)
+        if not _is_as_left(file):
             return
         if self._is_ours(info, record):
             file.found(info.etag)
@@ -155,7 +159,7 @@ class Recovery:
             sent = await verified_parts(
                 self._store, workshop.grid, upload, record, path, workshop.checksum
             )
-            if sent and not file.uploading:
+            if sent and _is_as_left(file):
                 file.resume(upload, sent)
                 log.info("%s: %d parts of it are in the store already", record.key, len(sent))
                 forget(self._workshop.journal, name)  # The upload has a record of its own now.
@@ -185,3 +189,8 @@ class Recovery:
                 return
         forget(self._workshop.journal, name)
         log.info("%s: an upload of an earlier mount was aborted", upload.key)
+
+
+def _is_as_left(file: OpenFile) -> bool:
+    """Whether nobody has changed, renamed or removed a file, or begun to save it, since."""
+    return file.dirty and file.acknowledged and not file.uploading

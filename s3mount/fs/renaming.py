@@ -7,6 +7,7 @@ import errno
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from s3mount.cache.metadata import Absent
 from s3mount.errors import PosixError
@@ -15,9 +16,24 @@ from s3mount.fs.inodes import Inode
 from s3mount.fs.names import FOLDER
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.tree import TreeMover
-from s3mount.s3.store import ALWAYS, ObjectStore
+from s3mount.s3.store import ALWAYS, EXPECTING_NOTHING, ObjectStore, Precondition, expecting
 
 RENAME_NOREPLACE = 1
+
+
+class _Shadowed(NamedTuple):
+    """The object that the store has at the new name of a file, as far as it is known.
+
+    `key` is empty when there is none.
+    """
+
+    key: str = ""
+    etag: str = ""
+
+    @property
+    def condition(self) -> Precondition:
+        """What the renamed file is expected to replace."""
+        return expecting(self.etag) if self.key else EXPECTING_NOTHING
 
 
 class Renamer:
@@ -83,13 +99,13 @@ class Renamer:
             raise PosixError(errno.EISDIR)
         replaced = self._fs.files.get(target) if target is not None else None
         if replaced is None:
-            shadowed = "" if target is None else target.key
+            shadowed = _Shadowed() if target is None else _Shadowed(target.key, target.shown)
             await self._move_file(source, None, shadowed, parent, name, segment)
             return
         await replaced.keep_content()
         try:
             async with replaced.lock:  # What it saves meanwhile would undo the rename.
-                shadowed = replaced.stored_key
+                shadowed = _Shadowed(replaced.stored_key, replaced.inode.shown)
                 await self._move_file(source, replaced, shadowed, parent, name, segment)
         finally:
             self._fs.open_files.settle(replaced)
@@ -98,12 +114,12 @@ class Renamer:
         self,
         source: Inode,
         replaced: OpenFile | None,
-        shadowed: str,
+        shadowed: _Shadowed,
         parent: Inode,
         name: bytes,
         segment: str,
     ) -> None:
-        """Move a file; *shadowed* is the key of the object that the store has at the new name."""
+        """Move a file; *shadowed* is what the store has at the new name."""
         file = await self._fs.file_of(source)
         if file.given_up:
             raise PosixError(errno.ESTALE)  # The name has another inode by now.
@@ -111,13 +127,14 @@ class Renamer:
             await self._rename_waiting(file, replaced, shadowed, parent, name, segment)
             return
         file.handles += 1
+        known = expecting(source.shown)
         old = (source.parent, source.name, source.segment)
         assert old[0] is not None
         try:
             # No checkpoint between these: both names change for everybody at once.
             self._fs.inodes.move(source, parent, name, segment)
             file.attributes = replace(file.attributes, ctime_ns=time.time_ns())
-            await file.save_as_renamed()
+            await file.save_as_renamed(shadowed.condition)
         except BaseException:
             self._fs.inodes.move(source, old[0], old[1], old[2])
             raise
@@ -127,8 +144,9 @@ class Renamer:
             self._fs.open_files.saved(file)
             self._fs.cache.put(old[0].prefix, old[2], Absent(self._fs.cache.clock()))
             while file.obsolete:
-                await self._store.delete(next(iter(file.obsolete)))
+                await self._store.delete(next(iter(file.obsolete)), condition=known)
                 file.obsolete.pop()
+            await self._fs.open_files.forgotten()  # Of the old name, and of what was replaced.
         finally:
             file.handles -= 1
             self._fs.open_files.settle(file)
@@ -137,7 +155,7 @@ class Renamer:
         self,
         file: OpenFile,
         replaced: OpenFile | None,
-        shadowed: str,
+        shadowed: _Shadowed,
         parent: Inode,
         name: bytes,
         segment: str,
@@ -150,7 +168,8 @@ class Renamer:
         self._fs.inodes.move(source, parent, name, segment)
         file.attributes = replace(file.attributes, ctime_ns=time.time_ns())
         file.condition = ALWAYS
-        file.stored_key = shadowed  # Ours to remove with this name.
+        file.expected = shadowed.condition
+        file.stored_key = shadowed.key  # Ours to remove with this name.
         with contextlib.suppress(OSError):  # Then `make_safe` finds another way.
             file.note()
         if replaced is not None:

@@ -83,6 +83,8 @@ class OpenFiles:
         writeback = self.writeback if file.dirty and file.changed else None
         if writeback is None or not writeback.takes(file) or not await writeback.acknowledge(file):
             await self.save(file)
+            # What the journal had of the file, or of one that this replaces, is older.
+            await self.forgotten()
 
     async def keep(self, file: OpenFile) -> None:
         """Return when what was given up of a file is on the disk, as far as it takes it."""
@@ -109,13 +111,11 @@ class OpenFiles:
                     self.settle(file)
 
     async def forgotten(self) -> None:
-        """Return when what was removed will stay removed after a crash."""
-        if self.writeback is None:
-            return
+        """Return when what the journal need not know of any more will not come back."""
         try:
-            await self._workshop.journal.commit()
+            await self._workshop.journal.commit_removals()
         except OSError as error:
-            log.warning("after a power failure a removed file may come back: %s", error)
+            log.warning("after a crash a removed or older file may come back: %s", error)
 
     def saved(self, file: OpenFile) -> None:
         """Take note of what the store has now."""

@@ -5,7 +5,7 @@ This is the one retry loop.  What a call means is the client's business.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -34,6 +34,8 @@ from s3mount.s3.pool import Pool, Slots
 from s3mount.s3.retry import Operation, RetryBudget, retry_after_seconds
 from s3mount.s3.sigv4 import EMPTY_SHA256, Signer
 from s3mount.s3.store import Body
+from s3mount.s3.watching import watched
+from s3mount.tracing import Trace
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +140,7 @@ class Calls:
         self.timeout = timeout
         self._headers = headers  # Of every request.
         self.statistics = Statistics()
+        self.trace = Trace()
         self._credentials = credentials
         self._route = _Route(settings, Slots(max_connections))
         self._pulse = Pulse()
@@ -223,7 +226,16 @@ class Calls:
 
     # ------------------------------------------------------------ one attempt
 
-    async def _attempt(
+    def _attempt(
+        self, operation: Operation, request: Request, receiver: Receiver | None
+    ) -> Awaitable[Answer]:
+        sending = self._send(operation, request, receiver)
+        if not self.trace.watched:
+            return sending
+        part = request.headers.get("range", "")
+        return watched(self.trace, request.kind, request.method, request.key, part, sending)
+
+    async def _send(
         self, operation: Operation, request: Request, receiver: Receiver | None
     ) -> Answer:
         credentials = None

@@ -24,6 +24,7 @@ _JOINS: Mapping[str, Callable[[int, int, int], int]] = {
     "crc32c": checksums.combine_crc32c,
     "crc32": checksums.combine_crc32,
 }
+ALGORITHMS = tuple(_FUNCTIONS)  # The one that covers any object as a whole comes first.
 _WIDTHS = {"crc64nvme": 8, "crc32c": 4, "crc32": 4}
 _ELEMENTS = {"crc64nvme": "ChecksumCRC64NVME", "crc32c": "ChecksumCRC32C", "crc32": "ChecksumCRC32"}
 

@@ -14,6 +14,7 @@ from s3mount.errors import (
     InvalidRequest,
     NotFound,
     StoreError,
+    Unavailable,
     Unrecognised,
     Unsupported,
 )
@@ -74,16 +75,20 @@ class S3Client(MultipartUploads):
     ) -> Stored:
         """Write an object; see `ObjectStore.put`."""
         supported = self._capabilities.conditional_put
-        await self._check_condition(key, condition, supported)
         wanted = await self._with_tags(key, checked(headers))
         made = self._features.written(key, body_size(body) if body else 0, wanted)
         customer = self._keyring.writing
-        sent = {**made, **condition_headers(condition, supported), **customer.headers}
 
-        async def send(algorithm: str | None) -> Stored:
-            return await self._put_once(key, body, sent, condition, algorithm, crc)
+        async def write(condition: Precondition) -> Stored:
+            await self._check_condition(key, condition, supported)
+            sent = {**made, **condition_headers(condition, supported), **customer.headers}
 
-        stored = await self._with_checksum(send)
+            async def send(algorithm: str | None) -> Stored:
+                return await self._put_once(key, body, sent, condition, algorithm, crc)
+
+            return await self._with_checksum(send)
+
+        stored = await self._under(key, condition, supported, write)
         self._keyring.fits(key, customer)
         return stored
 
@@ -112,31 +117,34 @@ class S3Client(MultipartUploads):
         try:
             answer = await self._calls.call(request, operation)
         except (Changed, NotFound) as error:
-            known = (algorithm, crc) if algorithm and crc is not None else None
-            if operation.uncertain and (stored := await self._ours(key, body, headers, known)):
-                return stored
+            if operation.uncertain and (info := await self._describe(key)) is not None:
+                expectation = await _expectation(body, headers, algorithm, crc)
+                if expectation.met_by(info):
+                    return stored_of(info)
             raise refused(error, condition) from error
+        except Unavailable:
+            if operation.uncertain:
+                expectation = await _expectation(body, headers, algorithm, crc)
+                self._own_writes.add(key, expectation.met_by)
+            raise
         etag = answer.headers.get("etag") or await self._etag(key)
         return answered(etag, answer, lasting(headers))
 
-    async def _ours(
-        self,
-        key: str,
-        body: Body,
-        headers: Mapping[str, str],
-        known: tuple[str, int] | None,
-    ) -> Stored | None:
-        """What is at *key*, if it is the object whose sending was never answered."""
-        info = await self._describe(key)
-        if info is None:
-            return None
-        expectation = lost.Expectation(
-            size=body_size(body),
-            metadata=lost.sent_metadata(headers),
-            checksum=known,
-            md5=await trio.to_thread.run_sync(digest, "md5", body),
-        )
-        return stored_of(info) if expectation.met_by(info) else None
+    async def try_put(
+        self, kind: str, key: str, body: Body, *, query: str, headers: Mapping[str, str]
+    ) -> None:
+        """Send a PUT as it is, of a *kind* that not every store knows: many take any for a write.
+
+        So only for trials on scratch keys, after which the objects tell what has happened.
+        """
+        payload_hash = await self._payload_hash(body)
+        path = self._path(key)
+        await self._calls.call(Request(kind, "PUT", key, path, query, headers, body, payload_hash))
+
+    async def try_rename(self, source: str, target: str) -> None:
+        """Ask for a renaming as AWS's directory buckets have it; see `try_put`."""
+        headers = {"x-amz-rename-source": self._source(source)}
+        await self.try_put("RenameObject", target, (), query="renameObject=", headers=headers)
 
     async def copy(
         self,
@@ -184,11 +192,11 @@ class S3Client(MultipartUploads):
         self._keyring.fits(target, self._keyring.writing)
         return answered(etag or await self._etag(target), answer, _copied_as(made, wanted))
 
-    async def remove(self, key: str) -> None:
+    async def remove(self, key: str, *, condition: Precondition = ALWAYS) -> None:
         """Delete an object unless it is held; see `ObjectStore.remove`."""
         await self.refuse_held(key)
         try:
-            await self.delete(key)
+            await self.delete(key, condition=condition)
         except Unrecognised:
             raise
         except Denied:
@@ -198,6 +206,14 @@ class S3Client(MultipartUploads):
     async def delete(self, key: str, *, condition: Precondition = ALWAYS) -> None:
         """Delete an object; that there is none is no error."""
         supported = self._capabilities.conditional_delete
+
+        async def delete(condition: Precondition) -> None:
+            if not condition.absent:  # Else somebody else was faster.
+                await self._delete(key, condition, supported)
+
+        await self._under(key, condition, supported, delete)
+
+    async def _delete(self, key: str, condition: Precondition, supported: bool) -> None:
         try:
             await self._check_condition(key, condition, supported, missing_is_fine=True)
             headers = condition_headers(condition, supported)
@@ -280,6 +296,18 @@ def _copied_as(made: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, 
     """How a copy is stored: as its headers say, and with the tags of its source."""
     count = {TAG_COUNT: wanted[TAG_COUNT]} if TAG_COUNT in wanted else {}
     return lasting({**made, **count})
+
+
+async def _expectation(
+    body: Body, headers: Mapping[str, str], algorithm: str | None, crc: int | None
+) -> lost.Expectation:
+    """What the object must be like that a sending of *body* has made."""
+    return lost.Expectation(
+        size=body_size(body),
+        metadata=lost.sent_metadata(headers),
+        checksum=(algorithm, crc) if algorithm and crc is not None else None,
+        md5=await trio.to_thread.run_sync(digest, "md5", body),
+    )
 
 
 async def _in_parallel(

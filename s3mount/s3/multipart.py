@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import trio
@@ -18,6 +18,7 @@ from s3mount.errors import (
 )
 from s3mount.s3 import checksum, lost, xml
 from s3mount.s3.calls import Request
+from s3mount.s3.conditional import OwnWrites, over_what_is_there
 from s3mount.s3.customerkeys import CustomerKey
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
 from s3mount.s3.features import PLAIN, Features
@@ -42,6 +43,7 @@ from s3mount.s3.store import (
     Capabilities,
     ListedPart,
     ListedUpload,
+    ObjectInfo,
     PartDone,
     Precondition,
     Stored,
@@ -84,6 +86,7 @@ class MultipartUploads(Subresources):
         self._part_checksums = True
         self._plain_uploads: dict[str, bool] = {}
         self._stored_as: dict[str, Mapping[str, str]] = {}  # What uploads will be, by their id.
+        self._own_writes = OwnWrites()
 
     async def create_upload(
         self, key: str, *, headers: Mapping[str, str], copies: bool = True
@@ -236,15 +239,41 @@ class MultipartUploads(Subresources):
     ) -> Stored:
         """Make the object out of *parts*; see `ObjectStore.complete_upload`."""
         supported = self._capabilities.conditional_complete
-        await self._check_condition(key, condition, supported)
         elements = self._part_checksum_values(upload_id, parts)
-        try:
-            return await self._complete(key, upload_id, parts, elements, condition)
-        except InvalidRequest:
-            if not any(elements):
-                raise
-            # An upload of an earlier life of ours may have been begun without checksums.
-            return await self._complete(key, upload_id, parts, [None] * len(parts), condition)
+
+        async def complete(condition: Precondition) -> Stored:
+            await self._check_condition(key, condition, supported)
+            try:
+                return await self._complete(key, upload_id, parts, elements, condition)
+            except InvalidRequest:
+                if not any(elements):
+                    raise
+                # An upload of an earlier life of ours may have been begun without checksums.
+                return await self._complete(key, upload_id, parts, [None] * len(parts), condition)
+
+        return await self._under(key, condition, supported, complete)
+
+    async def _under(
+        self,
+        key: str,
+        condition: Precondition,
+        supported: bool,
+        write: Callable[[Precondition], Awaitable[_T]],
+    ) -> _T:
+        """Write under a condition, which may be a lenient one."""
+        if condition.lenient and not supported:
+            condition = ALWAYS
+        done = await over_what_is_there(condition, lambda: self._describe(key), write)
+        self._own_writes.forget(key)
+        return done
+
+    async def own_version(self, key: str) -> ObjectInfo | None:
+        """What we have made at *key* though it failed; see `ObjectStore.own_version`."""
+        if key not in self._own_writes:
+            return None
+        info = await self._describe(key)
+        ours = info is not None and self._own_writes.have_made(key, info)
+        return info if ours else None
 
     async def _complete(
         self,
@@ -276,8 +305,13 @@ class MultipartUploads(Subresources):
             answer = await self._calls.call(request, operation)
         except (NotFound, Changed, Unavailable) as error:
             if operation.uncertain or error.code == "NoSuchUpload":
-                age = trio.current_time() - operation.started
-                if (info := await self._describe(key)) and lost.is_completed(info, parts, age):
+
+                def is_ours(info: ObjectInfo) -> bool:
+                    age = trio.current_time() - operation.started
+                    return lost.is_completed(info, parts, age)
+
+                self._own_writes.add(key, is_ours)  # Perhaps nobody can tell now.
+                if (info := await self._describe(key)) and is_ours(info):
                     return stored_of(info)
             raise refused(error, condition) from error
         etag = read_answer(request, xml.result, answer)["ETag"]

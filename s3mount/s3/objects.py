@@ -15,7 +15,15 @@ from s3mount.s3 import checksum, xml
 from s3mount.s3.calls import Request
 from s3mount.s3.http import Answer
 from s3mount.s3.sigv4 import canonical_query
-from s3mount.s3.store import Body, FileSlice, ListedObject, ObjectInfo, Precondition, Stored
+from s3mount.s3.store import (
+    Body,
+    FileSlice,
+    ListedObject,
+    ListedVersion,
+    ObjectInfo,
+    Precondition,
+    Stored,
+)
 from s3mount.storing import lasting
 
 _NANOSECONDS = 1_000_000_000
@@ -155,6 +163,19 @@ def digest(name: str, body: Body) -> str:
 def content_md5(body: bytes) -> str:
     """The value of Content-MD5."""
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
+
+
+def listed_version(fields: Mapping[str, str]) -> ListedVersion:
+    """A version of an object as a listing shows it."""
+    size = fields.get("Size", "0")
+    return ListedVersion(
+        id=fields.get("VersionId", ""),
+        size=int(size) if size.isdecimal() else 0,
+        etag=xml.quoted(fields.get("ETag", "")),
+        moment_ns=xml.modified_ns(fields.get("LastModified", "")),
+        latest=fields.get("IsLatest") == "true",
+        deleted="deleted" in fields,
+    )
 
 
 def read_answer(request: Request, reader: Callable[[bytes], _T], answer: Answer) -> _T:

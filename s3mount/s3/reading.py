@@ -27,18 +27,20 @@ from s3mount.s3.download import Download
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
 from s3mount.s3.features import PLAIN, Features
 from s3mount.s3.http import Answer
-from s3mount.s3.objects import demand_s3, object_info, read_answer
+from s3mount.s3.objects import demand_s3, listed_version, object_info, read_answer
 from s3mount.s3.restoring import Restorer
 from s3mount.s3.retry import Operation
-from s3mount.s3.sigv4 import escape_key
+from s3mount.s3.sigv4 import canonical_query, escape_key
 from s3mount.s3.store import (
     ALWAYS,
     Capabilities,
+    ListedVersion,
     ListPage,
     ObjectInfo,
     Precondition,
     StoredChecksum,
 )
+from s3mount.tracing import Trace
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -108,6 +110,11 @@ class BucketReader:
         return self._calls.statistics
 
     @property
+    def trace(self) -> Trace:
+        """Where those who watch hear of the requests."""
+        return self._calls.trace
+
+    @property
     def credential_source(self) -> CredentialSource | None:
         """Who knows the credentials; None when there are none."""
         return self._calls.credential_source
@@ -147,6 +154,17 @@ class BucketReader:
     async def presigned_url(self, key: str, seconds: int) -> str:
         """A link for everybody; see `ObjectLinks.presigned_url`."""
         return await self._calls.presigned_url(self._path(key), seconds)
+
+    async def versions_of(self, key: str) -> Sequence[ListedVersion]:
+        """The versions of one object; see `ObjectHistory.versions_of`."""
+        full = self.prefix + key
+        parameters = [("encoding-type", "url"), ("prefix", full)]
+        query = canonical_query([*parameters, ("versions", "")])
+        request = Request("ListObjectVersions", "GET", key, self._bucket_path(), query)
+        listed = read_answer(request, xml.version_page, await self._calls.call(request))
+        found = [listed_version(fields) for fields in listed if fields["Key"] == full]
+        # Some stores list the markers of deletions behind all versions.
+        return sorted(found, key=lambda one: (one.latest, one.moment_ns), reverse=True)
 
     # ------------------------------------------------------------------ reading
 

@@ -144,15 +144,43 @@ class ListedUpload(NamedTuple):
     algorithm: str
 
 
+class ListedVersion(NamedTuple):
+    """A version of an object, or the marker of its deletion (`deleted`, without size and ETag).
+
+    `moment_ns` is its Last-Modified.
+    """
+
+    id: str
+    size: int
+    etag: str
+    moment_ns: int
+    latest: bool
+    deleted: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Precondition:
-    """When a write may take effect: always, only over `etag`, or only over nothing."""
+    """When a write may take effect: always, only over `etag`, or only over nothing.
+
+    A `lenient` one is what the writer expects and does not insist on: where it does not hold, the
+    write is made over what there is.  It keeps a request that the store carries out late, after
+    its connection broke, from undoing later ones; stores without conditions do not hear of it.
+    """
 
     etag: str | None = None
     absent: bool = False
+    lenient: bool = False
 
 
 ALWAYS = Precondition()
+
+
+def expecting(etag: str | None) -> Precondition:
+    """The lenient condition of who replaces or deletes version *etag*, if that is known."""
+    return Precondition(etag=etag, lenient=True) if etag else ALWAYS
+
+
+EXPECTING_NOTHING = Precondition(absent=True, lenient=True)
 ABSENT = Precondition(absent=True)
 
 
@@ -232,6 +260,14 @@ class ObjectExtras(Protocol):
 
     async def restore(self, key: str, days: int) -> None:
         """Ask for an archived object to be readable for some *days*; it may take hours."""
+        ...
+
+
+class ObjectHistory(Protocol):
+    """What objects have been."""
+
+    async def versions_of(self, key: str) -> Sequence[ListedVersion]:
+        """The versions of one object, the newest first; of very many those of one page."""
         ...
 
 
@@ -339,7 +375,7 @@ class ObjectStore(Protocol):
         """Return when the bytes of an archived object can be read; raises `Asleep`."""
         ...
 
-    async def remove(self, key: str) -> None:
+    async def remove(self, key: str, *, condition: Precondition = ALWAYS) -> None:
         """Delete an object for somebody who asked for that; raises `Held` where it is held."""
         ...
 
@@ -396,6 +432,13 @@ class ObjectStore(Protocol):
 
     async def list_parts(self, key: str, upload_id: str) -> Sequence[ListedPart]:
         """The parts that an unfinished upload has."""
+        ...
+
+    async def own_version(self, key: str) -> ObjectInfo | None:
+        """What is at *key*, if a write of ours made it that has failed for want of an answer.
+
+        Asks the store only if there was such a write.
+        """
         ...
 
     async def abort_upload(self, key: str, upload_id: str) -> None:

@@ -272,6 +272,20 @@ def upload_page(body: bytes) -> list[dict[str, str]]:
     ]
 
 
+def version_page(body: bytes) -> list[dict[str, str]]:
+    """Read the answer of ListObjectVersions: the fields of each, ``deleted`` with the markers."""
+    root, namespace = _parse_as(body, "ListVersionsResult", "ListObjectVersionsOutput")
+    escaped = root.findtext(f"{namespace}EncodingType") == "url"
+    found: list[dict[str, str]] = []
+    for item in root:
+        kind = item.tag[len(namespace) :]
+        if kind in ("Version", "DeleteMarker"):
+            fields = {child.tag[len(namespace) :]: child.text or "" for child in item}
+            fields["Key"] = _name(fields.get("Key", ""), escaped)
+            found.append({**fields, "deleted": "true"} if kind == "DeleteMarker" else fields)
+    return found
+
+
 def delete_failures(body: bytes) -> list[Failure]:
     """Read what DeleteObjects could not delete."""
     root, namespace = _parse_as(body, "DeleteResult")

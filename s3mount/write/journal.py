@@ -109,6 +109,7 @@ class Journal:
         self._live_size = 0
         self._number = 0
         self._durable = 0
+        self._removed = 0  # The number of the last removal.
         self._syncing: trio.Event | None = None
         self._held: list[tuple[str, bytes, bytes, str]] | None = None
         self._discarded: deque[tuple[int, Path]] = deque()
@@ -166,11 +167,12 @@ class Journal:
         if self._full is not None and what != REMOVE and self._log.waiting > FULL_SIZE:
             raise _again(self._full)
         text = json.dumps(said, separators=(",", ":")).encode()
+        self._number += 1
+        if what == REMOVE:
+            self._removed = self._number
         if self._held is not None:  # The log is being moved.
-            self._number += 1
             self._held.append((name, text, blob, what))
             return
-        self._number += 1
         self._append(self._number, name, text, blob, what)
         self._lazy.unpark_all()
 
@@ -184,7 +186,14 @@ class Journal:
 
     async def commit(self) -> None:
         """Return when all that was said before is on the disk; raises `OSError`."""
-        target = self._number
+        await self._commit(self._number)
+
+    async def commit_removals(self) -> None:
+        """Return when no record that was removed can come back; raises `OSError`."""
+        if self._durable < self._removed:
+            await self._commit(self._removed)
+
+    async def _commit(self, target: int) -> None:
         self.commits += 1
         while self._durable < target:
             if self._failure is not None:
