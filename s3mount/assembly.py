@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
+from urllib.parse import urlsplit
 
 import trio
 
@@ -23,15 +24,19 @@ from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.storagefacts import StorageFacts
 from s3mount.fs.tree import TreeMover
+from s3mount.fs.watching import Watcher
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.xattrs import Xattrs
 from s3mount.fuse import FuseOperations, forget_in_kernel
+from s3mount.kernelcache import KernelNotices
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
 from s3mount.reporting import Observed, Reporter
 from s3mount.rules import HeaderRules, header_rules
 from s3mount.s3 import checksum
+from s3mount.s3.changes import ChangeSource
 from s3mount.s3.client import S3Client
+from s3mount.s3.session import is_loopback
 from s3mount.write.backlog import Backlog
 from s3mount.write.extents import PartGrid
 from s3mount.write.mountjournal import MountJournal
@@ -50,6 +55,8 @@ class Engine:
     index: AttributeIndex
     workshop: Workshop
     filesystem: FileSystem
+    notices: KernelNotices
+    watcher: Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +71,26 @@ class Parts:
     filesystem: FileSystem
     mover: TreeMover
     operations: FuseOperations
+    notices: KernelNotices
+    watcher: Watcher
     reporter: Reporter
 
 
 class Assembly:
-    """Builds the parts of one mount; nothing runs before the daemon starts it."""
+    """Builds the parts of one mount; nothing runs before the daemon starts it.
+
+    *get_descriptor* returns one of ``/dev/fuse``, see `KernelNotices`.
+    """
 
     def __init__(
-        self, config: Config, client: S3Client, journal: MountJournal, disk: BlockDisk | None
+        self,
+        config: Config,
+        client: S3Client,
+        journal: MountJournal,
+        disk: BlockDisk | None,
+        get_descriptor: Callable[[], int],
     ) -> None:
+        self._get_descriptor = get_descriptor
         self._config = config
         self._client = client
         self._journal = journal
@@ -101,7 +119,9 @@ class Assembly:
             workshop=engine.workshop,
             filesystem=filesystem,
             mover=mover,
-            operations=self._operations(filesystem, mover, metrics),
+            operations=self._operations(engine, mover, metrics),
+            notices=engine.notices,
+            watcher=engine.watcher,
             reporter=Reporter(observed(engine, metrics)),
         )
 
@@ -121,7 +141,26 @@ class Assembly:
             workshop,
             exclusive_at_open=self._config.exclusive_create == "open",
         )
-        return Engine(client, budget, blocks, index, workshop, filesystem)
+        notices = KernelNotices(self._get_descriptor)
+        watcher = Watcher(
+            filesystem, self._source(), notices, insistent=self._config.notify != "auto"
+        )
+        return Engine(client, budget, blocks, index, workshop, filesystem, notices, watcher)
+
+    def _source(self) -> ChangeSource | None:
+        """Who tells of changes by others, if anybody does."""
+        word, _, queue = self._config.notify.partition(":")
+        if word == "off" or (word == "auto" and self._client.settings.is_aws):
+            return None
+        address = urlsplit(queue)
+        safe = address.scheme != "http" or is_loopback(address.hostname or "")
+        if not safe and not self._config.insecure_http:
+            raise MountError(
+                f"{queue}: signed requests would cross the network unencrypted; use https, or "
+                "allow it with insecure-http",
+                1,
+            )
+        return self._client.changes(queue)
 
     def _defaults(self) -> Defaults:
         config = self._config
@@ -202,10 +241,8 @@ class Assembly:
         except (OSError, ValueError) as error:
             raise MountError(f"{path}: {getattr(error, 'strerror', None) or error}", 1) from error
 
-    def _operations(
-        self, filesystem: FileSystem, mover: TreeMover, metrics: Metrics
-    ) -> FuseOperations:
-        client = self._client
+    def _operations(self, engine: Engine, mover: TreeMover, metrics: Metrics) -> FuseOperations:
+        client, filesystem = self._client, engine.filesystem
         changer = Changer(filesystem)
         return FuseOperations(
             filesystem,
@@ -215,6 +252,7 @@ class Assembly:
             metrics,
             client.trace,
             ttl=self._config.metadata_ttl,
+            names_can_expire=engine.notices.names_can_expire,
             writeback_cache=True,
             slow=self._config.log_slow,
         )

@@ -29,6 +29,7 @@ from s3mount.values import (
     GROUP,
     MEMORY,
     MODE,
+    NOTIFY,
     ON_OFF,
     PATH,
     SIZE,
@@ -147,6 +148,14 @@ class Config(FeatureOptions):
         "how long the absence of a name is remembered",
         default="5s",
         aliases=("negative-metadata-ttl", "negative-timeout"),
+    )
+    notify: str = option(
+        NOTIFY,
+        CACHING,
+        "who tells of changes that others make, so that they are seen at once: the store (listen, "
+        "the API of RustFS and MinIO), or a queue of SQS that this mount has for itself; auto "
+        "asks the store, unless that is AWS",
+        default="auto",
     )
     memory: int = option(
         MEMORY,

@@ -60,7 +60,10 @@ def all_sockets() -> list[Path]:
     """Return the sockets of all daemons that we may ask: root's and everybody's, or our own."""
     if os.geteuid() == 0:
         folders = _folders(0)
-        folders += [*Path("/tmp").glob("s3mount-*"), *Path("/run/user").glob("*/s3mount")]
+        # Only those of users: a server of the demo has its sockets in /tmp/s3mount-weed-*, too.
+        places = Path("/tmp").glob("s3mount-*")
+        folders += [path for path in places if path.name.removeprefix("s3mount-").isdecimal()]
+        folders += Path("/run/user").glob("*/s3mount")
     else:
         folders = _folders(os.geteuid())
     found: dict[Path, None] = {}
@@ -162,7 +165,7 @@ class Connection:
             self._socket.settimeout(timeout)
             self._socket.sendall(request.encode())
             for line in self._lines(deadline):
-                answer = json.loads(line)
+                answer = _parsed(line)
                 if "progress" not in answer:
                     return _result(answer)
                 progress(answer["progress"])
@@ -193,7 +196,17 @@ class Connection:
         return self._socket.recv(1 << 16)
 
 
+def _parsed(line: bytes) -> Mapping[str, Any]:
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ControlError("the answer of the daemon is not JSON") from error
+    if not isinstance(answer, dict):
+        raise ControlError("the answer of the daemon is not a JSON object")
+    return answer
+
+
 def _result(answer: Mapping[str, object]) -> object:
     if "error" in answer:
         raise ControlError(str(answer["error"]))
-    return answer["result"]
+    return answer.get("result")

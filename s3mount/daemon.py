@@ -161,7 +161,7 @@ class Daemon:
             background.start_soon(self._disk.run)
         background.start_soon(journal.journal.run)
         work = await background.start(self._ending.hold)
-        assembly = Assembly(self._config, client, journal, self._disk)
+        assembly = Assembly(self._config, client, journal, self._disk, self._kernel.notices)
         parts = assembly.build(self._observed, background, work)
         await parts.index.open()
         background.start_soon(parts.index.run)
@@ -185,6 +185,7 @@ class Daemon:
             disk=self._disk,
             filesystem=engine.filesystem,
             metrics=metrics,
+            heard=engine.watcher.watched,
             recent=self._recent,
             stopping=lambda: self._ending.begun,
         )
@@ -269,6 +270,8 @@ class Daemon:
             self._commands(parts).handlers(),
         )
         nursery.start_soon(parts.operations.callers.watch)
+        nursery.start_soon(parts.notices.run)
+        nursery.start_soon(parts.watcher.run)
         log.info("%s is mounted at %s", self._source, self._config.mountpoint)
         logs.detach()
         notify.ready(parts.reporter.report().line)

@@ -41,6 +41,7 @@ class _Mount(Collector):
         yield from self._requests()
         yield from self._gauges()
         yield from self._cache()
+        yield from self._notify()
 
     def _identity(self) -> Iterator[Metric]:
         names = ("source", "mountpoint", "endpoint", "version")
@@ -101,6 +102,18 @@ class _Mount(Collector):
         if (moment := status["credentials"]["expires"]) is not None:
             name = "s3mount_credentials_expire_timestamp_seconds"
             yield GaugeMetricFamily(name, "When the credentials end.", value=moment)
+
+    def _notify(self) -> Iterator[Metric]:
+        notify = self._status["notify"]
+        for name, text, field in (
+            ("s3mount_notify_events", "Changes by others that were told.", "events"),
+            ("s3mount_notify_own_events", "Those that were our own.", "own"),
+            ("s3mount_notify_malformed", "What was told and made no sense.", "malformed"),
+            ("s3mount_notify_gaps", "Times in which changes may have been missed.", "gaps"),
+        ):
+            yield CounterMetricFamily(name, text, value=notify[field])
+        name, text = "s3mount_notify_listening", "1 while changes by others are told at once."
+        yield GaugeMetricFamily(name, text, value=float(notify["state"] == "listening"))
 
     def _cache(self) -> Iterator[Metric]:
         cache = self._status["cache"]

@@ -109,6 +109,7 @@ class FuseOperations(pyfuse3.Operations):
         trace: Trace,
         *,
         ttl: float,
+        names_can_expire: bool,
         writeback_cache: bool,
         slow: float,
     ) -> None:
@@ -124,6 +125,7 @@ class FuseOperations(pyfuse3.Operations):
         self._metrics = metrics
         self._trace = trace
         self.ttl = ttl
+        self._names_can_expire = names_can_expire  # The kernel can be told of a name in doubt.
         self.callers = Callers()
         subjects = Subjects(filesystem, self._directories)
         self._surroundings = Surroundings(self.callers, subjects, slow)
@@ -168,8 +170,8 @@ class FuseOperations(pyfuse3.Operations):
         entry.st_mtime_ns = attributes.mtime_ns
         entry.st_atime_ns = attributes.mtime_ns
         entry.st_ctime_ns = attributes.ctime_ns
-        left = max(0.0, self.ttl - found.age)
-        entry.entry_timeout = left
+        left = max(0.0, self._fs.cache.lifetime() - found.age)
+        entry.entry_timeout = left if self._names_can_expire else min(left, self.ttl)
         entry.attr_timeout = left if found.certain else 0.0
         return entry
 

@@ -139,7 +139,7 @@ class KernelMount:
         self._options = options
         self._kernel = -1
         self._ours: socket.socket | None = None
-        self._theirs = -1
+        self._theirs = -1  # libfuse's descriptor of /dev/fuse
         self.handles_set_id = False
 
     def mount(self, operations: pyfuse3.Operations, *, relay: bool) -> None:
@@ -188,6 +188,10 @@ class KernelMount:
         self._kernel = -1
         self._ours.close()
         self._ours = None
+
+    def notices(self) -> int:
+        """A descriptor of its own for notices to the kernel; the caller closes it."""
+        return os.dup(self._theirs)
 
     def widen_read_ahead(self, size: int) -> None:
         """Let the kernel read ahead up to *size* bytes, where we are allowed to say so."""

@@ -15,6 +15,7 @@ from s3mount.cache.disk import BlockDisk
 from s3mount.config import Config
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.openfile import OpenFile
+from s3mount.fs.watching import Watched
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
 from s3mount.s3.client import S3Client
@@ -38,6 +39,7 @@ class Observed:
     disk: BlockDisk | None
     filesystem: FileSystem
     metrics: Metrics
+    heard: Watched
     recent: logs.Recent
     stopping: Callable[[], bool]
 
@@ -62,6 +64,7 @@ class Reporter:
             "rates": {k: round(v, 3) for k, v in self.sampler.rates()._asdict().items()},
             "cache": self._cache(),
             "credentials": self._credentials(),
+            "notify": asdict(of.heard),
             "watched": of.client.trace.watched,
             "errors": of.recent.entries(),
             "notes": list(of.client.capabilities.notes),

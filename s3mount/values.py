@@ -268,11 +268,23 @@ def choice(*words: str) -> Kind:
     return Kind("|".join(words), "one of " + ", ".join(words), parse)
 
 
+def parse_notify(text: str) -> str:
+    """Read who tells of changes: a word, or ``sqs:`` and the URL of a queue."""
+    word, colon, url = text.strip().partition(":")
+    word = word.lower()
+    if word == "sqs" and colon:
+        return f"sqs:{parse_url(url)}"
+    if colon or word not in ("auto", "off", "listen"):
+        raise ValueError(text)
+    return word
+
+
 FLAG = Kind("", "true or false", parse_flag, bare="true")
 ON_OFF = Kind("on|off", "on or off", parse_flag, bare="on")
 TEXT = Kind("NAME", "a name", parse_text)
 URL = Kind("URL", "an address such as https://host:9000, without a password", parse_url)
 ADDRESSING = Kind("auto|true|false", "auto, true or false", parse_addressing, bare="true")
+NOTIFY = Kind("auto|off|listen|sqs:URL", "auto, off, listen, or sqs:URL", parse_notify)
 ADDRESS = Kind("[HOST:]PORT", "a port such as 9180, or 127.0.0.1:9180", parse_address)
 PATH = Kind("PATH", "a path", parse_path, text_only=True)
 USER = Kind("USER", "a user's name or number", parse_user)

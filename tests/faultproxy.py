@@ -193,6 +193,8 @@ class Relay:
             # Counted first: whoever has received it can see it in the log.
             exchange.sent += len(piece) if is_content else 0
             self._client.socket.sendall(piece)
+            if self._proxy.is_down:  # An answer without an end would go on for ever.
+                raise Disconnect(reset=True)
         self._end_at(Point.BODY, plan)
         if plan.cut:
             raise Disconnect(reset=False)

@@ -24,7 +24,7 @@ LAYERS = (
         "s3mount.repeats",
         "s3mount.tracing",
     ),
-    ("s3mount.s3.store",),
+    ("s3mount.s3.store", "s3mount.s3.changes"),
     (
         "s3mount.attributes",
         "s3mount.checksums",
@@ -43,6 +43,7 @@ LAYERS = (
         "s3mount.request",
         "s3mount.watchedrequest",
         "s3mount.fuse",
+        "s3mount.kernelcache",
     ),
     # What a daemon or a command needs beside the way of the data.  Nobody below sees it, least
     # of all the configuration: constructors take plain values.
@@ -104,6 +105,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
         "s3mount.request",
         "s3mount.watchedrequest",
         "s3mount.kernel",
+        "s3mount.kernelcache",
         "s3mount.ending",
         "s3mount.daemon",
     ),
@@ -182,7 +184,8 @@ def test_only_the_daemon_builds_the_s3_client(module: str):
     used = [
         name
         for name in imports(module)
-        if is_inside(name, ("s3mount.s3",)) and name not in ("s3mount.s3", "s3mount.s3.store")
+        if is_inside(name, ("s3mount.s3",))
+        and name not in ("s3mount.s3", "s3mount.s3.store", "s3mount.s3.changes")
     ]
     assert not used or is_inside(module, S3_USERS), f"{module} uses {used}"
 

@@ -5,6 +5,8 @@ import os
 import socket
 import stat
 import threading
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import trio
@@ -242,6 +244,36 @@ def test_sockets_of_root_are_in_run_and_each_mount_has_its_own(tmp_path):
     assert one.parent == two.parent
     assert str(one).startswith("/run/s3mount/")
     assert stat.S_IMODE(one.parent.stat().st_mode) == 0o700
+
+
+def test_only_directories_of_users_are_looked_into():
+    if os.geteuid() != 0:
+        pytest.skip("only root looks into those of others")
+    with (
+        TemporaryDirectory(prefix="s3mount-test-", dir="/tmp") as folder,
+        socket.socket(socket.AF_UNIX) as other,
+    ):
+        other.bind(f"{folder}/other.sock")
+        assert Path(folder, "other.sock") not in controlclient.all_sockets()
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"[]\n", b'"x"\n'])
+def test_who_does_not_speak_our_language_is_no_bug_of_ours(tmp_path, answer: bytes):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "x.sock"))
+        server.listen()
+
+        def serve() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(1000)
+                client.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with Connection(tmp_path / "x.sock") as connection, pytest.raises(ControlError):
+            connection.ask("status", timeout=30)
+        thread.join()
 
 
 def test_a_directory_that_others_can_use_is_refused(tmp_path, monkeypatch):

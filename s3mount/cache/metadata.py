@@ -10,6 +10,7 @@ from typing import NamedTuple
 import cachetools
 
 from s3mount.attributes import Attributes
+from s3mount.cache.freshness import Freshness, Hint
 
 
 class Entry(NamedTuple):
@@ -68,6 +69,7 @@ class MetaCache:
         self.ttl = ttl
         self.negative_ttl = negative_ttl
         self.clock = clock
+        self.freshness = Freshness()
         self._max_entries = max_entries
         self._count = 0
         self._directories: cachetools.LRUCache[str, _Directory] = cachetools.LRUCache(1 << 40)
@@ -80,14 +82,46 @@ class MetaCache:
         now = self.clock()
         found = directory.names.get(segment)
         if found is None:
-            if directory.complete is not None and now - directory.complete < self.negative_ttl:
-                return Absent(directory.complete)
+            complete = directory.complete
+            if complete is not None and self._counts(complete, self.negative_ttl, now):
+                return Absent(complete)
             return None
         if isinstance(found, Absent):
-            return found if now - found.checked < self.negative_ttl else None
+            return found if self._counts(found.checked, self.negative_ttl, now) else None
         if found.learnt is not None and now - found.learnt >= self.ttl:
             found = directory.names[segment] = found._replace(attributes=None, learnt=None)
-        return found if now - found.checked < self.ttl else None
+        return found if self._counts(found.checked, self.ttl, now) else None
+
+    def _counts(self, checked: float, ttl: float, now: float) -> bool:
+        freshness = self.freshness
+        return now - checked < freshness.lifetime(ttl, now) and checked >= freshness.floor
+
+    def oldest(self, began: float) -> float:
+        """Before when attributes were learnt that no listing from *began* can confirm."""
+        return max(began - self.ttl, self.freshness.floor)
+
+    def lifetime(self) -> float:
+        """How long what is learnt of a name now may count, in seconds."""
+        return self.freshness.lifetime(self.ttl, self.clock())
+
+    def current_since(self, recent: float) -> float:
+        """Since when the store has to have been asked about a file that is opened now.
+
+        In the last *recent* seconds, or the time to live if somebody tells of changes.
+        """
+        now = self.clock()
+        if self.freshness.lifetime(self.ttl, now) > self.ttl:
+            return now - max(self.ttl, recent)
+        return now - recent
+
+    def changed(self, prefix: str, segment: str, hint: Hint | None = None) -> None:
+        """Somebody else has changed a name: what is known, or about to be answered, is old."""
+        self.freshness.changed(prefix, segment, self.clock(), hint)
+        self.drop(prefix, segment)
+
+    def is_outdated(self, prefix: str, segment: str, asked: float) -> bool:
+        """Whether an answer to a question from the moment *asked* is not to be kept."""
+        return self.freshness.is_outdated(prefix, segment, asked)
 
     def peek(self, prefix: str, segment: str) -> Entry | None:
         """The last entry known of a name, however old."""
@@ -135,11 +169,15 @@ class MetaCache:
         directory = self._directories.get(prefix)
         if directory is None or directory.complete is None:
             return None
-        age = self.clock() - directory.complete
-        return directory.names if age < min(self.ttl, max_age) else None
+        now = self.clock()
+        fresh = self._counts(directory.complete, self.ttl, now)
+        return directory.names if fresh and now - directory.complete < max_age else None
 
     def put_page(self, prefix: str, rows: Iterable[tuple[str, Entry]], began: float) -> None:
         """Take note of some names of a listing that began at *began*, and is not complete yet."""
+        outdated = self.freshness.outdated_under(prefix, began)
+        if outdated is None:
+            return
         directory = self._directories.get(prefix)
         if directory is None:
             directory = self._directories[prefix] = _Directory()
@@ -147,7 +185,7 @@ class MetaCache:
         before = len(names)
         for segment, entry in rows:
             known = names.get(segment)
-            if known is None or known.checked <= began:
+            if (known is None or known.checked <= began) and segment not in outdated:
                 names[segment] = entry
         self._count += len(names) - before
         self._shrink(prefix)
@@ -158,18 +196,25 @@ class MetaCache:
         What is known from later than that stays, and so do the attributes of objects that the
         listing shows unchanged.
         """
+        outdated = self.freshness.outdated_under(prefix, began)
+        if outdated is None:
+            return
         old = self._directories.get(prefix)
         merged: dict[str, Entry | Absent] = dict(names)
+        for segment in outdated:
+            merged.pop(segment, None)
         if old is not None:
             for segment, known in old.names.items():
                 if known.checked > began:
                     merged[segment] = known
+                elif segment in outdated:
+                    continue
                 elif known is not names.get(segment, known) and isinstance(known, Entry):
-                    merged[segment] = combine(names[segment], known, began - self.ttl)
+                    merged[segment] = combine(names[segment], known, self.oldest(began))
             self._count -= len(old.names)
         directory = self._directories[prefix] = _Directory()
         directory.names = merged
-        directory.complete = began
+        directory.complete = None if outdated else began
         self._count += len(merged)
         self._shrink(prefix)
 

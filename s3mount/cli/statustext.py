@@ -48,6 +48,7 @@ def rows(status: Status, now: float) -> Iterator[tuple[str, str]]:
     yield from _operations(status["operations"])
     yield "requests", _requests(status["requests"])
     yield "cache", _cache(status)
+    yield "notify", _notify(status["notify"], now)
     yield from _unsaved(status)
     yield from _given_up(status)
     for note in status["notes"]:
@@ -131,6 +132,21 @@ def _cache(status: Status) -> str:
             f"from {printable(disk['path'])}"
         )
     return ", ".join(parts)
+
+
+def _notify(notify: Status, now: float) -> str:
+    """Whether changes by others are heard of, and how it went."""
+    if notify["state"] == "off":
+        why = f": {printable(notify['error'])}" if notify["error"] else ""
+        return f"off{why}"
+    age = describe_time(now - notify["since"])
+    text = f"{notify['source']}, {notify['state']} for {age}, {notify['events']:,} events"
+    if notify["malformed"]:
+        text += f", {notify['malformed']:,} made no sense"
+    if notify["last_gap"] is not None:
+        ago = describe_time(now - notify["last_gap"])
+        text += f"; gaps: {notify['gaps']:,}, the last one {ago} ago"
+    return text + (f": {printable(notify['error'])}" if notify["error"] else "")
 
 
 def _given_up(status: Status) -> Iterator[tuple[str, str]]:

@@ -152,7 +152,8 @@ class Directories:
         Our own changes may be younger than the listing.  12 us a row.
         """
         filesystem, directory = self._fs, reading.inode
-        names = filesystem.cache.names(directory.prefix)
+        prefix = directory.prefix
+        names = filesystem.cache.names(prefix)
         certain = not filesystem.namespace.keep_attributes
         shy = index > 0 and not reading.walked
         following = len(reading.unsaved) + index
@@ -171,7 +172,8 @@ class Directories:
                 if isinstance(known, Absent):
                     continue
                 entry = known
-            if shy or (entry.attributes is None and not certain):
+            outdated = filesystem.cache.is_outdated(prefix, segment, entry.checked)
+            if shy or outdated or (entry.attributes is None and not certain):
                 yield Row(name, None, _listed_kind(entry), following)
                 continue
             inode = filesystem.inode_of(directory, name, segment, entry)

@@ -189,7 +189,7 @@ class FileSystem:
         return (
             isinstance(entry, Entry)
             and entry.attributes is not None
-            and self.cache.clock() - entry.checked < RECENT
+            and entry.checked >= self.cache.current_since(RECENT)
         )
 
     async def file_of(self, inode: Inode, *, fresh: bool = False) -> OpenFile:
@@ -201,7 +201,7 @@ class FileSystem:
             return file
         if inode.parent is None:
             raise PosixError(errno.ESTALE)
-        since = self.cache.clock() - RECENT if fresh else 0.0
+        since = self.cache.current_since(RECENT) if fresh else 0.0
         # Of a name that stands for something else, too: the kernel walks the path again after
         # ESTALE, but only once, and then it has to find what is there now.
         entry = await self.namespace.find_current(inode.parent.prefix, inode.segment, since)

@@ -15,6 +15,7 @@ from s3mount.fs.names import BESIDE, FOLDER, folder_of, slot_name
 from s3mount.s3.store import ListPage, ObjectInfo, ObjectStore
 from s3mount.storing import CLASS, STANDARD
 
+INDEX_DELAY = 5.0  # Seconds in which the index may still have what it was told to forget.
 AHEAD = 3  # Pages that are fetched before anybody has asked for them.
 
 
@@ -187,7 +188,8 @@ class Listing:
         known = self._known.get(segment)
         if not isinstance(known, Entry) or known.attributes is None or known.etag != listed.etag:
             known = self._index.file(rows, segment, self._began)
-            if known is None:
+            changed = self._cache.freshness.changed_at(self._prefix, segment)
+            if known is None or self._began < changed + INDEX_DELAY:
                 return listed
             if known.written is None and is_same_version(listed, known):
                 return known
@@ -201,7 +203,10 @@ class Listing:
         known = self._known.get(segment)
         if not isinstance(known, Entry) or not known.directory or known.attributes is None:
             known = self._index.directory(rows, segment, self._began)
-        return listed if known is None else combine(listed, known, self._began - self._cache.ttl)
+            learnt = None if known is None else known.learnt
+            if learnt is not None and self._cache.is_outdated(self._prefix, segment, learnt):
+                known = None
+        return listed if known is None else combine(listed, known, self._cache.oldest(self._began))
 
     def _add(self, page: ListPage, rows: dict[str, Row]) -> None:
         """Turn a page into rows; what the next one may make something else of waits for it.

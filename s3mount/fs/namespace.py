@@ -11,6 +11,7 @@ import trio
 
 from s3mount.attributes import Defaults, decode
 from s3mount.cache.blocks import BlockCache, ObjectVersion
+from s3mount.cache.freshness import Hint
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import Absent, Entry, MetaCache
 from s3mount.errors import (
@@ -27,19 +28,17 @@ from s3mount.errors import (
 )
 from s3mount.fs.headers import OURS, kept_headers
 from s3mount.fs.listing import Listing
+from s3mount.fs.longnames import LongNames
 from s3mount.fs.names import (
     BESIDE,
     ESCAPE,
-    FILE,
     FOLDER,
-    MAX_NAME,
     check_key,
     folder_of,
     is_beside,
     is_long,
     key_of,
     key_size,
-    long_name,
     slot_name,
     split_file,
     to_segment,
@@ -50,6 +49,7 @@ log = logging.getLogger(__name__)
 
 WORTH_LISTING = 5000  # Names: so many come in five pages, cheaper than asking for three.
 OUTAGE_PATIENCE = 3.0  # Seconds for the store to say whether a file is still the same.
+MAX_ROUNDS = 3  # Questions about a name that others go on changing.
 HEAD_SIZE = 128 << 10  # Bytes that come along when a file that will be read is looked up.
 
 
@@ -89,7 +89,7 @@ class Namespace:
         self._listing_denied = False
         self._missed = ("", 0.0)
         self._sizes: dict[str, int] = {}
-        self._long_segments: dict[tuple[str, bytes], str] = {}
+        self._long_names = LongNames(self.listing)
         self._kept: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
 
     # -- names and slots -------------------------------------------------------------------
@@ -105,7 +105,9 @@ class Namespace:
         """
         plain = split_file(name)
         shown = name if plain is None else plain
-        segment = await self._long_segment(prefix, shown) if is_long(shown) else to_segment(shown)
+        segment = (
+            await self._long_names.segment(prefix, shown) if is_long(shown) else to_segment(shown)
+        )
         if segment is None:
             raise PosixError(missing)
         slot = segment if plain is None else BESIDE + segment
@@ -130,21 +132,6 @@ class Namespace:
                 raise PosixError(errno.EINVAL)
         elif not slot and not directory:
             raise PosixError(errno.EINVAL)
-
-    async def _long_segment(self, prefix: str, name: bytes) -> str | None:
-        """The segment that is shown by its digest, found by listing the directory."""
-        if (prefix, name) in self._long_segments:
-            return self._long_segments[prefix, name]
-        listing, index = self.listing(prefix), 0
-        while (row := await listing.row(index)) is not None:
-            index += 1
-            segment = row.segment.removeprefix(BESIDE)
-            if key_size(segment) > MAX_NAME - len(FILE) and long_name(segment) == name:
-                if len(self._long_segments) > 10_000:
-                    self._long_segments.clear()
-                self._long_segments[prefix, name] = segment
-                return segment
-        return None
 
     # -- one name --------------------------------------------------------------------------
 
@@ -200,7 +187,13 @@ class Namespace:
     ) -> Entry | None:
         mine = self._asking.setdefault(key, trio.Event())
         try:
-            return await self._ask(*key, known, whole)
+            for _ in range(MAX_ROUNDS):
+                began = self.cache.clock()
+                entry = await self._ask(*key, known, whole)
+                if not self.cache.is_outdated(*key, began):
+                    return entry
+                known = self.cache.get(*key)  # Somebody else was faster than the answer.
+            return None if entry is None else entry._replace(checked=-math.inf)
         finally:
             if self._asking.get(key) is mine:
                 del self._asking[key]
@@ -211,7 +204,9 @@ class Namespace:
     ) -> Entry | None:
         began = self.cache.clock()
         listed = isinstance(known, Entry) and self.cache.get(prefix, segment) is known
-        if known is None and await self._list_instead(prefix):
+        if known is None and (hint := self.cache.freshness.hint(prefix, segment)) is not None:
+            known, listed = Entry(False, hint.size, hint.etag, 0, None, began), True
+        elif known is None and await self._list_instead(prefix):
             known = self.cache.get(prefix, segment)
             if isinstance(known, Absent):
                 return None
@@ -254,7 +249,9 @@ class Namespace:
         return self.cache.listing(prefix) is not None
 
     def _note(self, prefix: str, segment: str, entry: Entry | None, began: float) -> Entry | None:
-        """Keep an answer, unless we have changed the name ourselves since the question."""
+        """Keep an answer, unless we or others have changed the name since the question."""
+        if self.cache.is_outdated(prefix, segment, began):
+            return entry
         later = self.cache.get(prefix, segment)
         if later is not None and later.checked > began:
             listed = isinstance(later, Entry) and later.attributes is None
@@ -460,6 +457,15 @@ class Namespace:
             self.folders = self.folders or listing.folders
             if self._listings.get(prefix) is listing:
                 del self._listings[prefix]
+
+    def changed(self, prefix: str, segment: str, hint: Hint | None) -> None:
+        """Somebody else has changed a name: answers that are under way are too old."""
+        self.cache.changed(prefix, segment, hint)
+        self._listings.pop(prefix, None)
+
+    def forget_listings(self) -> None:
+        """Who reads a directory from now on is not shown a listing that is under way."""
+        self._listings.clear()
 
     def forget_tree(self, prefix: str) -> None:
         """Ask the store for everything under *prefix* when it is wanted again."""

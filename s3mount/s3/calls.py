@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
 import trio
@@ -30,6 +30,7 @@ from s3mount.s3.http import (
     exchange,
     is_short,
 )
+from s3mount.s3.ownwrites import WRITES, OwnWrites
 from s3mount.s3.pool import Pool, Slots
 from s3mount.s3.retry import Operation, RetryBudget, retry_after_seconds
 from s3mount.s3.sigv4 import EMPTY_SHA256, Signer
@@ -112,7 +113,7 @@ class _Route:
 
     def __init__(self, settings: EndpointSettings, slots: Slots) -> None:
         self.settings = settings
-        self.signer = Signer(settings.region)
+        self.signer = Signer(settings.region, settings.service)
         self.pool = Pool(Dialer(settings), slots)
         self.versioned: bool | None = None
         self._slots = slots
@@ -148,6 +149,7 @@ class Calls:
         self._explained = float("-inf")
         self._explanation: Refusal | None = None
         self._asks_first = True
+        self.own_writes: OwnWrites | None = None  # Where somebody listens for those of others.
 
     @property
     def settings(self) -> EndpointSettings:
@@ -169,7 +171,7 @@ class Calls:
         """When bytes moved last on any connection, by the clock of trio."""
         return self._pulse.last
 
-    def within(self, timeout: float) -> "Calls":
+    def within(self, timeout: float) -> Self:
         """The same connections, credentials and counters, with another time limit."""
         brief = copy(self)
         brief.timeout = min(timeout, self.timeout)
@@ -203,8 +205,19 @@ class Calls:
         incoming: Incoming | None = None,
     ) -> Answer:
         """Make a call until it succeeds; raises the `StoreError` that says why it did not."""
-        if operation is None:
-            operation = self.begin()
+        if self.own_writes is None or request.kind not in WRITES:
+            return await self._call(request, operation or self.begin(), incoming)
+        answer: Answer | None = None
+        self.own_writes.begin(request.key)
+        try:
+            answer = await self._call(request, operation or self.begin(), incoming)
+            return answer
+        finally:
+            self.own_writes.answered(request.key, answer)
+
+    async def _call(
+        self, request: Request, operation: Operation, incoming: Incoming | None
+    ) -> Answer:
         receiver = incoming.receive if incoming is not None else None
         while True:
             if incoming is not None:

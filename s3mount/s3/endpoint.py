@@ -11,7 +11,7 @@ class EndpointSettings:
     `host` is what the Host header says (with the bucket in it when `virtual_host`), without
     the port; `root` is the path that every key is appended to, ``/bucket`` in path style.
     `region` is the one that signatures name.  `credential_source` says where the credentials
-    came from, for people.
+    came from, for people; `service` is what signatures are for.
     """
 
     scheme: str
@@ -23,11 +23,17 @@ class EndpointSettings:
     verify_ssl: bool = True
     ca_bundle: str | None = None
     credential_source: str = ""
+    service: str = "s3"
 
     @property
     def secure(self) -> bool:
         """Whether TLS is spoken."""
         return self.scheme == "https"
+
+    @property
+    def is_aws(self) -> bool:
+        """Whether this is AWS itself."""
+        return self.host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
 
     @property
     def authority(self) -> str:

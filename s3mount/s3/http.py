@@ -17,6 +17,7 @@ MAX_TEXT = 16 << 20
 _CONTINUE_SECONDS = 1.0
 _LARGE_BODY = 256 << 10
 _MAX_DISCARD = 1 << 20
+_PIECE = 64 << 10
 
 
 class Head(NamedTuple):
@@ -271,6 +272,31 @@ async def _chunk_size(connection: Connection) -> int:
 async def _end_chunk(connection: Connection) -> None:
     if await connection.read_line():
         raise Broken("a chunk of the answer is longer than promised")
+
+
+class LongBody:
+    """The body of an answer that may never end, in pieces as they come."""
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        self._connection = connection
+        self._chunked = head.length is None and not head.until_close
+        self._left = head.length or 0
+
+    async def read(self) -> bytes:
+        """Wait for some bytes; empty at the end.  Raises `Broken`."""
+        connection = self._connection
+        if self._chunked and not self._left:
+            self._left = await _chunk_size(connection)
+            if not self._left:
+                return b""
+        data = await connection.read_some(min(_PIECE, self._left) if self._left else _PIECE)
+        if self._chunked:
+            if not data:
+                raise Broken("the connection was closed in the middle of a body")
+            self._left -= len(data)
+            if not self._left:
+                await _end_chunk(connection)
+        return data
 
 
 def pieces_of(views: Sequence[memoryview], start: int, size: int) -> list[memoryview]:

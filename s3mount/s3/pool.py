@@ -76,6 +76,10 @@ class Pool:
         self._idle: list[Connection] = []
         self._closed = False
 
+    async def dial(self) -> Connection:
+        """Open a connection that is not one of the pool's, and takes no place; raises `Broken`."""
+        return await self._dialer.open()
+
     def take(self, urgent: bool) -> Connection | None:
         """Take an idle connection, if both it and a place are there."""
         if not self._idle or not self._slots.take(urgent):

@@ -21,16 +21,20 @@ from s3mount.errors import (
     Unsupported,
 )
 from s3mount.s3 import checksum, listing, xml
-from s3mount.s3.calls import Calls, Request, Statistics
+from s3mount.s3.calls import Request, Statistics
+from s3mount.s3.changes import ChangeSource
 from s3mount.s3.customerkeys import NO_KEY, CustomerKey, Keyring
 from s3mount.s3.download import Download
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
 from s3mount.s3.features import PLAIN, Features
 from s3mount.s3.http import Answer
+from s3mount.s3.listening import Listener
 from s3mount.s3.objects import demand_s3, listed_version, object_info, read_answer
+from s3mount.s3.ownwrites import OwnWrites
 from s3mount.s3.restoring import Restorer
 from s3mount.s3.retry import Operation
 from s3mount.s3.sigv4 import canonical_query, escape_key
+from s3mount.s3.sqs import Queue, queue_calls
 from s3mount.s3.store import (
     ALWAYS,
     Capabilities,
@@ -40,6 +44,7 @@ from s3mount.s3.store import (
     Precondition,
     StoredChecksum,
 )
+from s3mount.s3.streaming import StreamingCalls
 from s3mount.tracing import Trace
 
 log = logging.getLogger(__name__)
@@ -70,7 +75,7 @@ class BucketReader:
         self._capabilities = capabilities
         self._features = features
         self._keyring = Keyring(features.choices.customer_keys)
-        self._calls = Calls(
+        self._calls = StreamingCalls(
             settings,
             credentials,
             timeout=timeout,
@@ -140,6 +145,14 @@ class BucketReader:
         if self.bucket.startswith("arn:"):  # An access point.
             return f"{self.bucket}/object/{escaped}"
         return f"/{self.bucket}/{escaped}"
+
+    def changes(self, queue: str = "") -> ChangeSource:
+        """Who tells of changes by others: the store itself, or a *queue* of SQS (its URL)."""
+        own = self._calls.own_writes = OwnWrites(self.prefix, trio.current_time)
+        if not queue:
+            return Listener(self._calls, self.bucket, self.prefix, own)
+        calls = queue_calls(queue, self.settings, self.credential_source)
+        return Queue(calls, queue, self.bucket, own)
 
     # ------------------------------------------------------------------ links
 

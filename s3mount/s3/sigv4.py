@@ -51,13 +51,14 @@ def _signed_fields(headers: dict[str, str]) -> tuple[str, str]:
 
 
 class Signer:
-    """Signs requests for one region, and keeps the signing key of the day.
+    """Signs requests for one region and service, and keeps the signing key of the day.
 
     `clock_offset` is what has to be added to our clock, in seconds, to get the store's.
     """
 
-    def __init__(self, region: str) -> None:
+    def __init__(self, region: str, service: str = "s3") -> None:
         self.region = region
+        self._service = service
         self.clock_offset = 0.0
         self._second = -1
         self._stamp = ""
@@ -140,9 +141,9 @@ class Signer:
         key_of = (credentials, day, self.region)
         if key_of != self._key_of:
             key = f"AWS4{credentials.secret_key}".encode()
-            for part in (day, self.region, "s3", "aws4_request"):
+            for part in (day, self.region, self._service, "aws4_request"):
                 key = hmac.digest(key, part.encode(), "sha256")
             self._key = key
-            self._scope = f"{day}/{self.region}/s3/aws4_request"
+            self._scope = f"{day}/{self.region}/{self._service}/aws4_request"
             self._key_of = key_of
         return self._key

@@ -1,0 +1,90 @@
+"""What others have changed lately, and how long knowledge counts while somebody tells of that."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import NamedTuple
+
+LONG = 600.0  # Seconds that names count while a source vouches: what it loses ends then.
+IMPATIENT = 1.0  # Who wants names to be fresher than this is not made to rely on anybody.
+MAX_CHANGES = 10_000
+
+
+class Hint(NamedTuple):
+    """What an object was said to be after a change: enough to ask for it in one request."""
+
+    etag: str
+    size: int
+
+
+class Freshness:
+    """When the changes of names were heard of, and what does not count any more.
+
+    An answer to a question that was asked before a change may be older than that: `is_outdated`.
+    Only so many changes are remembered; what is older than the oldest forgotten one is in doubt,
+    and so is all from before the *floor*, the end of the last time in which nobody told.
+    All moments are on the clock of the cache.
+    """
+
+    def __init__(self) -> None:
+        self.vouched_until = -math.inf
+        self._floor = -math.inf
+        self._doubtful = -math.inf  # Whether names changed before this is forgotten.
+        self._last = -math.inf
+        self._changes: OrderedDict[tuple[str, str], tuple[float, Hint | None]] = OrderedDict()
+
+    @property
+    def floor(self) -> float:
+        """What was learnt before this does not count."""
+        return self._floor
+
+    def raise_floor(self, moment: float) -> None:
+        """Nobody has told of changes until *moment*."""
+        self._floor = max(self._floor, moment)
+
+    def changed(self, prefix: str, segment: str, moment: float, hint: Hint | None) -> None:
+        """Take note of a change that was heard of at *moment*."""
+        place = (prefix, segment)
+        self._last = moment
+        self._changes[place] = (moment, hint)
+        self._changes.move_to_end(place)
+        if len(self._changes) > MAX_CHANGES:
+            self._doubtful = self._changes.popitem(last=False)[1][0]
+
+    def is_outdated(self, prefix: str, segment: str, asked: float) -> bool:
+        """Whether the answer to a question from the moment *asked* may be older than a change."""
+        if asked >= self._last and asked >= self._floor:
+            return False
+        if asked < self._floor or asked < self._doubtful:
+            return True
+        change = self._changes.get((prefix, segment))
+        return change is not None and change[0] > asked
+
+    def outdated_under(self, prefix: str, asked: float) -> set[str] | None:
+        """The names under *prefix* that have changed since; None when all are in doubt."""
+        if asked >= self._last and asked >= self._floor:
+            return set()
+        if asked < self._floor or asked < self._doubtful:
+            return None
+        found = set()
+        for place, (moment, _) in reversed(self._changes.items()):
+            if moment <= asked:
+                break
+            if place[0] == prefix:
+                found.add(place[1])
+        return found
+
+    def changed_at(self, prefix: str, segment: str) -> float:
+        """When a name was last heard to have changed, as far as that is remembered."""
+        change = self._changes.get((prefix, segment))
+        return -math.inf if change is None else change[0]
+
+    def hint(self, prefix: str, segment: str) -> Hint | None:
+        """What was last said of an object that has changed."""
+        change = self._changes.get((prefix, segment))
+        return None if change is None else change[1]
+
+    def lifetime(self, ttl: float, now: float) -> float:
+        """How long knowledge counts that would count for *ttl* if nobody told of changes."""
+        return max(ttl, LONG) if now < self.vouched_until and ttl >= IMPATIENT else ttl
