@@ -35,8 +35,8 @@ from s3mount.reporting import Observed, Reporter
 from s3mount.rules import HeaderRules, header_rules
 from s3mount.s3 import checksum
 from s3mount.s3.changes import ChangeSource
-from s3mount.s3.client import S3Client
 from s3mount.s3.session import is_loopback
+from s3mount.s3.versions import HistoryClient
 from s3mount.write.backlog import Backlog
 from s3mount.write.extents import PartGrid
 from s3mount.write.mountjournal import MountJournal
@@ -49,7 +49,7 @@ ENTRY_COST = 600  # Bytes of memory that one cached name takes, about.
 class Engine:
     """What moves names and bytes between the kernel's side and the store."""
 
-    client: S3Client
+    client: HistoryClient
     budget: MemoryBudget
     blocks: BlockCache
     index: AttributeIndex
@@ -63,7 +63,7 @@ class Engine:
 class Parts:
     """What one mount consists of."""
 
-    client: S3Client
+    client: HistoryClient
     blocks: BlockCache
     index: AttributeIndex
     journal: MountJournal
@@ -85,7 +85,7 @@ class Assembly:
     def __init__(
         self,
         config: Config,
-        client: S3Client,
+        client: HistoryClient,
         journal: MountJournal,
         disk: BlockDisk | None,
         get_descriptor: Callable[[], int],
@@ -180,7 +180,8 @@ class Assembly:
         config = self._config
         what = (self._client.settings.url, config.bucket, *astuple(defaults))
         return AttributeIndex(
-            config.state_dir / "index" if config.attributes else None,
+            # What is known of today's objects says little about those of another day.
+            config.state_dir / "index" if config.attributes and config.as_of is None else None,
             "\0".join(map(str, what)),
             config.prefix,
             lasting=not self._client.capabilities.marker_metadata,

@@ -71,6 +71,10 @@ class Config(FeatureOptions):
     `environment` are variables for the daemon, perhaps secret ones.
     """
 
+    def __post_init__(self) -> None:
+        if self.as_of is not None:
+            object.__setattr__(self, "ro", True)  # The past does not change.
+
     bucket: str
     mountpoint: Path
     mount_flags: frozenset[str]

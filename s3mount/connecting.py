@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 
 import trio
 
 from s3mount.config import Config
 from s3mount.errors import MountError, StoreError, WrongRegion
 from s3mount.s3 import session
-from s3mount.s3.client import S3Client
 from s3mount.s3.customerkeys import read_keys
 from s3mount.s3.endpoint import EndpointSettings
 from s3mount.s3.features import FeatureChoices, Features
+from s3mount.s3.past import PastClient
 from s3mount.s3.probe import probe
 from s3mount.s3.store import Capabilities
+from s3mount.s3.versions import HistoryClient
 from s3mount.verdicts import recall
 
 log = logging.getLogger(__name__)
 
 
-async def connect(config: Config, source: str) -> S3Client:
+async def connect(config: Config, source: str) -> HistoryClient:
     """Return a client for the bucket that knows what its store can do; *source* names it.
 
     Raises `MountError` when the bucket cannot be used.
@@ -35,7 +37,7 @@ async def connect(config: Config, source: str) -> S3Client:
     return client
 
 
-async def client_for(config: Config) -> S3Client:
+async def client_for(config: Config) -> HistoryClient:
     """Return a client that has asked the store nothing yet.
 
     Raises `MountError` when the options or the credentials are no good.
@@ -60,7 +62,8 @@ async def client_for(config: Config) -> S3Client:
     )
     features = Features(await trio.to_thread.run_sync(feature_choices, config))
     refuse_plain_keys(features.choices, resolved.settings, config.insecure_http)
-    return S3Client(
+    kind = HistoryClient if config.as_of is None else PastClient
+    client = kind(
         resolved.settings,
         resolved.credentials,
         config.bucket,
@@ -70,6 +73,9 @@ async def client_for(config: Config) -> S3Client:
         max_connections=config.connections,
         features=features,
     )
+    if config.as_of is not None and isinstance(client, PastClient):
+        client.at(config.as_of)
+    return client
 
 
 def feature_choices(config: Config) -> FeatureChoices:
@@ -100,9 +106,11 @@ def refuse_plain_keys(
         raise MountError(f"{settings.url}: customer keys (sse-c-key-file) need https", 1)
 
 
-async def _check(client: S3Client, source: str, config: Config) -> None:
+async def _check(client: HistoryClient, source: str, config: Config) -> None:
     try:
         await client.check_bucket()
+        if isinstance(client, PastClient):
+            await client.check_past(time.time())
         if not config.ro:
             known = None  # With customer keys a store may be able to do less.
             if config.sse_c_key_file is None:

@@ -24,15 +24,17 @@ from s3mount.errors import MountError
 from s3mount.fs.inspecting import Inspector
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.recovery import Recovery
+from s3mount.fs.undeleting import Past
 from s3mount.journaling import describe
 from s3mount.kernel import KernelMount, MountOptions
 from s3mount.metrics import Metrics
 from s3mount.mounts import name_helper
+from s3mount.pastcommands import PastCommands
 from s3mount.private import refuse_shared
 from s3mount.reloading import Reloader
 from s3mount.reporting import Observed
 from s3mount.s3 import checksum
-from s3mount.s3.client import S3Client
+from s3mount.s3.versions import HistoryClient
 from s3mount.service import (
     dump_state,
     heed_signals,
@@ -151,7 +153,7 @@ class Daemon:
 
     async def _run(
         self,
-        client: S3Client,
+        client: HistoryClient,
         journal: MountJournal,
         listener: trio.SocketListener | None,
         background: trio.Nursery,
@@ -190,7 +192,7 @@ class Daemon:
             stopping=lambda: self._ending.begun,
         )
 
-    async def _open_journal(self, client: S3Client) -> MountJournal:
+    async def _open_journal(self, client: HistoryClient) -> MountJournal:
         config = self._config
         at = client.settings
         about = describe(config, endpoint=at.url, region=at.region, path_style=not at.virtual_host)
@@ -267,7 +269,7 @@ class Daemon:
         await background.start(
             control.serve,
             control.socket_path(self._config.mountpoint),
-            self._commands(parts).handlers(),
+            {**self._commands(parts).handlers(), **self._past_commands(parts).handlers()},
         )
         nursery.start_soon(parts.operations.callers.watch)
         nursery.start_soon(parts.notices.run)
@@ -277,6 +279,11 @@ class Daemon:
         notify.ready(parts.reporter.report().line)
         if self._background:
             notify.dismiss()
+
+    def _past_commands(self, parts: Parts) -> PastCommands:
+        """What it can be asked for about the past of the bucket."""
+        past = Past(parts.filesystem, parts.client, parts.journal.journal)
+        return PastCommands(past, self._ending.push_pages, read_only=self._config.ro)
 
     def _commands(self, parts: Parts) -> Commands:
         """What the control socket can be asked for."""

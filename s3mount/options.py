@@ -168,7 +168,8 @@ class Choices:
             if name not in values:
                 raise OptionError(f"no {name} is given (usage: s3mount BUCKET[/PREFIX] MOUNTPOINT)")
         _merge_source(values)
-        flags = self._flags | ({"ro"} if values.get("ro") else set())
+        past = values.get("as_of") is not None
+        flags = self._flags | ({"ro"} if values.get("ro") or past else set())
         config = Config(
             mount_flags=frozenset(flags),
             environment=self._environment,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3mount.declaring import STORE, option
-from s3mount.values import ADDRESSING, FLAG, PATH, PREFIX, TEXT, URL
+from s3mount.values import ADDRESSING, FLAG, MOMENT, PATH, PREFIX, TEXT, URL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,13 @@ class StoreOptions:
         "mount only the keys below this prefix, the same as BUCKET/PREFIX",
         default="",
         shown="the whole bucket",
+    )
+    as_of: int | None = option(
+        MOMENT,
+        STORE,
+        "mount a bucket that keeps versions as it was then, read-only; a time without a zone is "
+        "this machine's",
+        shown="as it is",
     )
     endpoint_url: str | None = option(
         URL,

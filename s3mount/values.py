@@ -9,8 +9,10 @@ import math
 import os
 import pwd
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -22,6 +24,7 @@ DEFAULT_MEMORY = 256 << 20
 MIN_MEMORY = 32 << 20
 MINIMAL_TTL = 0.1  # seconds: one system call of a program still sees one state
 
+_BEGAN = time.time()
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.ASCII)
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -93,6 +96,28 @@ def parse_duration(text: str) -> float:
     if not (_DURATION.fullmatch(word) or _LONG_DURATION.fullmatch(word)):
         raise ValueError(text)
     return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(word))
+
+
+def parse_moment(text: str) -> int:
+    """Read a moment, in nanoseconds since 1970: ISO 8601, how long ago, ``yesterday`` or ``@N``.
+
+    Without a time zone it is this machine's.  A whole second means its end: what a listing shows
+    as of that second has happened by then.
+    """
+    word = text.strip()
+    if word.lower() == "yesterday":
+        word = "1d"
+    if word.startswith("@"):
+        seconds = float(word[1:])
+    elif re.match(r"\d{4}-?\d\d-?\d\d", word):
+        seconds = datetime.fromisoformat(word).astimezone().timestamp()
+    else:
+        # Of the beginning of this process: options that are read again mean the same moment.
+        seconds = _BEGAN - parse_duration(word.lower().removesuffix("ago"))
+    if not 0 < seconds < 1 << 33:
+        raise ValueError(text)
+    moment_ns = round(seconds * 1_000_000) * 1000
+    return moment_ns if moment_ns % 1_000_000_000 else moment_ns + 999_999_999
 
 
 def parse_ttl(text: str) -> float:
@@ -291,6 +316,12 @@ USER = Kind("USER", "a user's name or number", parse_user)
 GROUP = Kind("GROUP", "a group's name or number", parse_group)
 MODE = Kind("OCTAL", "octal permission bits such as 0644", parse_mode, text_only=True)
 DURATION = Kind("TIME", "a time such as 30s, 5m or 1h", parse_duration)
+MOMENT = Kind(
+    "TIME",
+    "a time such as 2026-03-29T18:30, 2026-03-29T16:30:00Z, 2h (ago) or yesterday",
+    parse_moment,
+    text_only=True,
+)
 TTL = Kind("TIME", "a time such as 30s or 5m, minimal, or indefinite", parse_ttl)
 SIZE = Kind("SIZE", "a size such as 512M or 10G", parse_size)
 MEMORY = Kind("SIZE", "at least 32M: a size such as 512M, a share such as 25%, auto", parse_memory)

@@ -81,7 +81,7 @@ LAYERS = (
         "s3mount.watch",
         "s3mount.webpage",
     ),
-    ("s3mount.storecheck", "s3mount.commands", "s3mount.assembly"),
+    ("s3mount.storecheck", "s3mount.commands", "s3mount.assembly", "s3mount.pastcommands"),
     ("s3mount.daemon",),
     ("s3mount.demo",),
     ("s3mount.cli", "s3mount.__main__"),

@@ -28,7 +28,9 @@ COMMANDS: Mapping[str, str] = {
     "sync": "s3mount.cli.sync",
     "trace": "s3mount.cli.trace",
     "umount": "s3mount.cli.umount",
+    "undelete": "s3mount.cli.undelete",
     "url": "s3mount.cli.url",
+    "versions": "s3mount.cli.versions",
     "warmup": "s3mount.cli.warmup",
 }
 HELPERS: Mapping[str, str] = {

@@ -30,6 +30,8 @@ s3mount BUCKET[/PREFIX] MOUNTPOINT [options]
        s3mount cache [BUCKET|MOUNTPOINT...] [--clear]
        s3mount trace [MOUNTPOINT]
        s3mount url PATH
+       s3mount versions PATH...
+       s3mount undelete [-r] PATH...
        s3mount install-helpers | remove-helpers
        s3mount completion bash|zsh
        s3mount demo

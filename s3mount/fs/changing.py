@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from s3mount.attributes import Attributes
 from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.history import refuse_change_of
 from s3mount.fs.inodes import Inode
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.status import Changes, Stat, changed
@@ -27,6 +28,7 @@ class Changer:
     async def setattr(self, number: int, changes: Changes, handle_number: int | None) -> Stat:
         """Change attributes or the size."""
         inode = self._fs.inodes.get(number)
+        refuse_change_of(inode)
         if inode.directory:
             return await self.change_directory(inode, lambda old: changed(old, changes))
         if inode.gone and inode not in self._fs.files and changes.only_times:

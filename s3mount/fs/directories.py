@@ -10,6 +10,7 @@ from typing import NamedTuple
 from s3mount.attributes import may_be_special
 from s3mount.cache.metadata import Absent, Entry
 from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.history import hidden_below
 from s3mount.fs.inodes import Inode
 from s3mount.fs.listing import Listed, Listing
 from s3mount.fs.status import Stat
@@ -35,14 +36,15 @@ class Row(NamedTuple):
 class _Reading:
     """One open directory: its listing, and the files that are not in the store yet.
 
-    `tried` tells whether names were shown to see what becomes of them, `walked` whether they
-    were looked at one after the other.
+    `hidden` are the names that are not shown; `tried` tells whether names were shown to see what
+    becomes of them, `walked` whether they were looked at one after the other.
     """
 
-    __slots__ = ("inode", "listing", "tried", "unsaved", "walked")
+    __slots__ = ("hidden", "inode", "listing", "tried", "unsaved", "walked")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
+        self.hidden = hidden_below(inode)
         self.listing: Listing | None = None
         self.unsaved: list[Inode] = []
         self.tried = False
@@ -114,7 +116,8 @@ class Directories:
         if reading.walked:
             if unknown:
                 listed = listed[:LEARNT_CHUNK]
-                await learner.learn(prefix, [row.segment for row in listed])
+                shown = [row.segment for row in listed if row.segment not in reading.hidden]
+                await learner.learn(prefix, shown)
         elif not reading.tried and (unknown or index > 0):
             reading.tried = True
             listed = listed[:FIRST_CHUNK]
@@ -157,7 +160,7 @@ class Directories:
         certain = not filesystem.namespace.keep_attributes
         shy = index > 0 and not reading.walked
         following = len(reading.unsaved) + index
-        hidden = {inode.segment for inode in reading.unsaved}
+        hidden = {inode.segment for inode in reading.unsaved} | reading.hidden
         for name, segment, entry in listed:
             following += 1
             if segment in hidden:

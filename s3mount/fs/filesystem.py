@@ -20,6 +20,7 @@ from s3mount.errors import (
     PosixError,
 )
 from s3mount.fs.handles import NOBODY, Handles, Opener
+from s3mount.fs.history import refuse_change, refuse_change_of
 from s3mount.fs.inodes import Inode, InodeTable
 from s3mount.fs.learner import Learner
 from s3mount.fs.markers import Markers
@@ -169,6 +170,8 @@ class FileSystem:
     async def open(self, number: int, flags: int, opener: Opener = NOBODY) -> tuple[int, bool]:
         """Open a file: its handle, and whether the kernel's pages of it are still good."""
         inode = self.inodes.get(number)
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            refuse_change_of(inode)
         file = await self.file_of(inode, fresh=True)
         if flags & os.O_ACCMODE == os.O_RDONLY and file.size <= HEAD_SIZE and inode.parent:
             self.siblings.opened(inode.parent, inode.segment)
@@ -243,6 +246,7 @@ class FileSystem:
         known = self.inodes.find(parent, name)
         if entry is not None or (known is not None and known in self.files):
             return await self._open_existing(parent, name, segment, flags, entry, opener)
+        refuse_change(parent, segment)
         await self.namespace.check_new(parent.prefix, segment, directory=False)
         inode = self.inodes.obtain(parent, name, segment, directory=False)
         file = self._new_file(inode, None, inherited(attributes, self._attributes_of(parent)))
@@ -297,6 +301,7 @@ class FileSystem:
         """Remove a file; whoever has it open keeps its bytes."""
         parent = self.inodes.get(parent_number)
         name, segment = await self.place_of(parent, name)
+        refuse_change(parent, segment)
         inode = self.inodes.find(parent, name)
         file = self.files.get(inode) if inode is not None else None
         entry = self.cache.peek(parent.prefix, segment)
@@ -354,6 +359,7 @@ class FileSystem:
         namespace.check_key(prefix + segment + "/")
         if await namespace.find(prefix, segment, attributes=False) is not None:
             raise PosixError(errno.EEXIST)
+        refuse_change(parent, segment)
         await namespace.check_new(prefix, segment, directory=True)
         attributes = inherited(attributes, self._attributes_of(parent))
         await self.markers.put(prefix + segment + "/", attributes)
@@ -366,6 +372,7 @@ class FileSystem:
         """Remove an empty directory, whatever made it one."""
         parent = self.inodes.get(parent_number)
         name, segment = await self.place_of(parent, name)
+        refuse_change(parent, segment)
         prefix = parent.prefix + segment + "/"
         inode = self.inodes.find(parent, name)
         if inode is not None and self.has_unsaved(inode):

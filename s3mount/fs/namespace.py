@@ -27,6 +27,7 @@ from s3mount.errors import (
     Unrecognised,
 )
 from s3mount.fs.headers import OURS, kept_headers
+from s3mount.fs.history import is_own, oldest
 from s3mount.fs.listing import Listing
 from s3mount.fs.longnames import LongNames
 from s3mount.fs.names import (
@@ -43,7 +44,7 @@ from s3mount.fs.names import (
     split_file,
     to_segment,
 )
-from s3mount.s3.store import ListPage, ObjectInfo, ObjectStore
+from s3mount.s3.store import VERSIONS, ListPage, ObjectInfo, ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -150,9 +151,11 @@ class Namespace:
         *attributes* an entry that only a listing has shown will do.  With *whole* a small file
         may come along with its metadata.
         """
+        if is_own(prefix, segment):
+            return Entry(True, 0, "", 0, self.defaults.directory(0), self.cache.clock())
         while True:
             known = self.cache.get(prefix, segment)
-            if known is not None and known.checked >= fresh:
+            if known is not None and known.checked >= oldest(prefix, known, fresh, self.cache):
                 if isinstance(known, Absent):
                     return None
                 if known.attributes is not None or not (attributes and self.keep_attributes):
@@ -237,7 +240,7 @@ class Namespace:
         before, self._missed = self._missed, (prefix, now)
         if before[0] != prefix or now - before[1] > 1.0 or self._listing_denied:
             return False
-        if self._sizes.get(prefix, 0) > WORTH_LISTING:
+        if self._sizes.get(prefix, 0) > WORTH_LISTING or prefix.startswith(VERSIONS):
             return False
         try:
             count = await self.listing(prefix, self.cache.negative_ttl).finished(WORTH_LISTING)
@@ -349,8 +352,7 @@ class Namespace:
         buffer = memoryview(bytearray(listed.size))
         version = ObjectVersion(key, listed.etag, listed.size)
         try:
-            # Of one version, and whole: only then the store tells the checksum of what it sends.
-            # Whoever reads it meanwhile, by what an earlier answer said, waits for these bytes.
+            # Whole, for its checksum; whoever reads it meanwhile waits for these bytes.
             with self._blocks.arriving(version, 0):
                 info = await self._store.get(
                     key, 0, [buffer], etag=listed.etag or None, size=listed.size
@@ -420,6 +422,8 @@ class Namespace:
         listing = self._listings.get(prefix)
         if listing is not None and listing.usable:
             return listing
+        if prefix.startswith(VERSIONS):
+            max_age = 0.0
         known = self.cache.listing(prefix, max_age)
         entry_of = self.entry if known is None and self.expects_attributes(prefix) else None
         listing = Listing(prefix, self._store, self.cache, self.index, entry_of)
@@ -474,6 +478,11 @@ class Namespace:
         self.forget_blocks(prefix, tree=True)
         for under_way in [one for one in self._listings if one.startswith(prefix)]:
             del self._listings[under_way]
+
+    def forget_name(self, prefix: str, segment: str) -> None:
+        """Ask the store for one name when it is wanted again, whatever a listing says by now."""
+        self.cache.drop(prefix, segment)
+        self._listings.pop(prefix, None)
 
     def forget_blocks(self, key: str, *, tree: bool) -> None:
         """Drop the bytes in memory of an object, or of all whose keys begin with *key*."""

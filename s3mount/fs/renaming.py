@@ -12,6 +12,7 @@ from typing import NamedTuple
 from s3mount.cache.metadata import Absent
 from s3mount.errors import PosixError
 from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.history import refuse_change, refuse_change_of
 from s3mount.fs.inodes import Inode
 from s3mount.fs.names import FOLDER
 from s3mount.fs.openfile import OpenFile
@@ -62,6 +63,8 @@ class Renamer:
         known = source.lookups > 0
         namespace = self._fs.namespace
         new_name, segment = await self._fs.place_of(new_parent, new_name, errno.EINVAL)
+        refuse_change_of(source)
+        refuse_change(new_parent, segment)
         try:
             target = (await self._fs.lookup(new_parent_number, new_name)).inode
         except PosixError as error:

@@ -18,6 +18,7 @@ from s3mount.attributes import META, Attributes
 from s3mount.errors import PosixError
 from s3mount.fs.changing import Changer
 from s3mount.fs.filesystem import FileSystem
+from s3mount.fs.history import refuse_change_of
 from s3mount.fs.inodes import Inode
 from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.refreshing import Refresher
@@ -106,6 +107,7 @@ class Xattrs:
         inode = self._fs.inodes.get(number)
         if name == Refresher.NAME:
             return await self._refresher.refresh(inode)
+        refuse_change_of(inode)
         if self._storage.owns(name):
             await self._storage.set(inode, name, value)
         elif ObjectFacts.owns(name):
@@ -118,6 +120,7 @@ class Xattrs:
     async def remove(self, number: int, name: bytes) -> None:
         """Remove an attribute; raises `PosixError` ENODATA where there is none."""
         inode = self._fs.inodes.get(number)
+        refuse_change_of(inode)
         if self._storage.owns(name):
             await self._storage.set(inode, name, None)
             return

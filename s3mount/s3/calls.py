@@ -189,13 +189,13 @@ class Calls:
         """Start the clock of a call that somebody at a terminal waits for."""
         return Operation(min(self.timeout, _BRIEF_SECONDS), attempts=4)
 
-    async def presigned_url(self, path: str, seconds: int) -> str:
+    async def presigned_url(self, path: str, query: str, seconds: int) -> str:
         """A link to *path* that is good for *seconds*; a plain one without credentials."""
         if self._credentials is None:
-            return f"{self.settings.url}{path}"
+            return f"{self.settings.url}{path}?{query}".rstrip("?")
         credentials = self._credentials.current() or await self._credentials.refresh(None)
         signer, host = self._route.signer, self.settings.authority
-        query = signer.presign(credentials, host, path, seconds, self._headers)
+        query = signer.presign(credentials, host, path, seconds, query, self._headers)
         return f"{self.settings.url}{path}?{query}"
 
     async def call(

@@ -19,7 +19,6 @@ from s3mount.s3.store import (
     Body,
     FileSlice,
     ListedObject,
-    ListedVersion,
     ObjectInfo,
     Precondition,
     Stored,
@@ -163,19 +162,6 @@ def digest(name: str, body: Body) -> str:
 def content_md5(body: bytes) -> str:
     """The value of Content-MD5."""
     return base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
-
-
-def listed_version(fields: Mapping[str, str]) -> ListedVersion:
-    """A version of an object as a listing shows it."""
-    size = fields.get("Size", "0")
-    return ListedVersion(
-        id=fields.get("VersionId", ""),
-        size=int(size) if size.isdecimal() else 0,
-        etag=xml.quoted(fields.get("ETag", "")),
-        moment_ns=xml.modified_ns(fields.get("LastModified", "")),
-        latest=fields.get("IsLatest") == "true",
-        deleted="deleted" in fields,
-    )
 
 
 def read_answer(request: Request, reader: Callable[[bytes], _T], answer: Answer) -> _T:

@@ -29,16 +29,15 @@ from s3mount.s3.endpoint import CredentialSource, EndpointSettings
 from s3mount.s3.features import PLAIN, Features
 from s3mount.s3.http import Answer
 from s3mount.s3.listening import Listener
-from s3mount.s3.objects import demand_s3, listed_version, object_info, read_answer
+from s3mount.s3.objects import demand_s3, object_info, read_answer
 from s3mount.s3.ownwrites import OwnWrites
 from s3mount.s3.restoring import Restorer
 from s3mount.s3.retry import Operation
-from s3mount.s3.sigv4 import canonical_query, escape_key
+from s3mount.s3.sigv4 import escape_key
 from s3mount.s3.sqs import Queue, queue_calls
 from s3mount.s3.store import (
     ALWAYS,
     Capabilities,
-    ListedVersion,
     ListPage,
     ObjectInfo,
     Precondition,
@@ -137,6 +136,10 @@ class BucketReader:
     def _path(self, key: str) -> str:
         return f"{self._calls.settings.root}/{escape_key(self.prefix + key)}"
 
+    async def _place(self, key: str) -> tuple[str, str]:
+        """The path and the query by which the object at *key* is read."""
+        return self._path(key), ""
+
     def _bucket_path(self) -> str:
         return self._calls.settings.root or "/"
 
@@ -166,18 +169,7 @@ class BucketReader:
 
     async def presigned_url(self, key: str, seconds: int) -> str:
         """A link for everybody; see `ObjectLinks.presigned_url`."""
-        return await self._calls.presigned_url(self._path(key), seconds)
-
-    async def versions_of(self, key: str) -> Sequence[ListedVersion]:
-        """The versions of one object; see `ObjectHistory.versions_of`."""
-        full = self.prefix + key
-        parameters = [("encoding-type", "url"), ("prefix", full)]
-        query = canonical_query([*parameters, ("versions", "")])
-        request = Request("ListObjectVersions", "GET", key, self._bucket_path(), query)
-        listed = read_answer(request, xml.version_page, await self._calls.call(request))
-        found = [listed_version(fields) for fields in listed if fields["Key"] == full]
-        # Some stores list the markers of deletions behind all versions.
-        return sorted(found, key=lambda one: (one.latest, one.moment_ns), reverse=True)
+        return await self._calls.presigned_url(*await self._place(key), seconds)
 
     # ------------------------------------------------------------------ reading
 
@@ -193,7 +185,7 @@ class BucketReader:
             return None
 
     async def _head(self, key: str, headers: Mapping[str, str]) -> ObjectInfo:
-        request = Request("HeadObject", "HEAD", key, self._path(key), headers=headers)
+        request = Request("HeadObject", "HEAD", key, *await self._place(key), headers=headers)
 
         async def send(customer: CustomerKey) -> Answer:
             keyed = request._replace(headers={**headers, **customer.headers})
@@ -289,7 +281,7 @@ class BucketReader:
         restore: bool = False,
     ) -> ObjectInfo:
         """Fill the buffers *into* with the bytes from *start* on; see `ObjectStore.get`."""
-        request = Request("GetObject", "GET", key, self._path(key), urgent=urgent)
+        request = Request("GetObject", "GET", key, *await self._place(key), urgent=urgent)
         download = Download(request, start, into, etag, progress, size)
 
         async def send(customer: CustomerKey) -> None:

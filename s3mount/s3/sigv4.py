@@ -113,11 +113,13 @@ class Signer:
         host: str,
         path: str,
         seconds: int,
+        asked: str,
         extra: Mapping[str, str],
     ) -> str:
         """The query that authenticates a GET of *path* from now on, for *seconds*.
 
-        *extra* is put into the query, too: a link has no headers.
+        It includes the query *asked*, which is written canonically, and *extra*, what headers
+        would say: a link has none.
         """
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() + self.clock_offset))
         key = self._signing_key(credentials, stamp[:8])
@@ -131,7 +133,8 @@ class Signer:
         }
         if credentials.token:
             parameters["X-Amz-Security-Token"] = credentials.token
-        query = canonical_query(parameters.items())
+        own = canonical_query(parameters.items())
+        query = "&".join(sorted([*own.split("&"), *asked.split("&")])).lstrip("&")
         canonical = f"GET\n{path}\n{query}\nhost:{host}\n\nhost\n{UNSIGNED_PAYLOAD}"
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{self._scope}\n{digest}"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+from urllib.parse import quote
 
 from s3mount.errors import StoreError
 
@@ -18,6 +19,10 @@ CLOCK_SLACK_NS = 5_000_000_000  # Between our clock and the store's.
 STORE_SLACK_NS = 1_000_000_000  # Between the clocks of a store's machines.
 DATE_STEP_NS = 1_000_000_000  # A store tells whole seconds.
 MAX_COPY_SIZE = 5 << 30  # CopyObject and UploadPartCopy take at most 5 GiB.
+
+# Where the mount shows what the bucket does not list: both end in a slash, as prefixes do.
+OWN = ".s3mount/"
+VERSIONS = f"{OWN}versions/"
 
 Buffer = bytes | bytearray | memoryview
 
@@ -61,6 +66,35 @@ class ListPage:
     prefixes: Sequence[str]
     token: str | None
     described: Mapping[str, ObjectInfo] = field(default_factory=dict)
+
+
+class ListedVersion(NamedTuple):
+    """One version of an object, or (`deleted`) the marker of its deletion.
+
+    `moment_ns` is its Last-Modified as exactly as the store tells it; HEAD tells whole seconds.
+    """
+
+    key: str
+    id: str
+    size: int
+    etag: str
+    moment_ns: int
+    latest: bool
+    deleted: bool
+    storage_class: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPage:
+    """One page of versions, those of one key together and the newest first.
+
+    `prefixes` end in ``/``; `token` continues, None ends.
+    """
+
+    versions: Sequence[ListedVersion]
+    prefixes: Sequence[str]
+    token: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +176,6 @@ class ListedUpload(NamedTuple):
     id: str
     begun_ns: int
     algorithm: str
-
-
-class ListedVersion(NamedTuple):
-    """A version of an object, or the marker of its deletion (`deleted`, without size and ETag).
-
-    `moment_ns` is its Last-Modified.
-    """
-
-    id: str
-    size: int
-    etag: str
-    moment_ns: int
-    latest: bool
-    deleted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,10 +284,27 @@ class ObjectExtras(Protocol):
 
 
 class ObjectHistory(Protocol):
-    """What objects have been."""
+    """The older versions of the objects of a bucket.
+
+    As objects to be read and copied from they have keys of their own, see `version_key`.
+    """
+
+    async def keeps_versions(self) -> bool:
+        """Whether the bucket keeps versions, or has done so once."""
+        ...
+
+    async def list_versions(
+        self, prefix: str, *, token: str | None, flat: bool = False, limit: int = 1000
+    ) -> VersionPage:
+        """List one page of the versions of what is under *prefix*; unless *flat*, one level."""
+        ...
 
     async def versions_of(self, key: str) -> Sequence[ListedVersion]:
-        """The versions of one object, the newest first; of very many those of one page."""
+        """All versions of one object and its deletions, the newest first."""
+        ...
+
+    async def delete_version(self, key: str, version_id: str) -> None:
+        """Delete one version, or one marker of a deletion, for good."""
         ...
 
 
@@ -444,3 +481,15 @@ class ObjectStore(Protocol):
     async def abort_upload(self, key: str, upload_id: str) -> None:
         """Drop an upload and its parts; that there is none is no error."""
         ...
+
+
+class VersionedStore(ObjectStore, ObjectHistory, Protocol):
+    """A bucket with its past."""
+
+
+def version_key(version: ListedVersion) -> str:
+    """The key under which one version can be read: ``.s3mount/versions/KEY/TIME-VERSIONID``."""
+    seconds, fraction = divmod(version.moment_ns, 1_000_000_000)
+    moment = time.strftime("%Y%m%dT%H%M%S", time.gmtime(seconds))
+    name = f"{moment}.{fraction // 1_000_000:03}Z-{quote(version.id, safe='')}"
+    return f"{VERSIONS}{version.key}/{name}"

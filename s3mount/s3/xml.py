@@ -12,10 +12,11 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
-from s3mount.s3.store import ListedObject, PartDone
+from s3mount.s3.store import ListedObject, ListedVersion, PartDone
 
 _ENCODING = re.compile(rb"""<\?xml[^>]*encoding\s*=\s*["']([^"']*)["']""")
 _UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_FRACTION = re.compile(r"\.(\d+)", re.ASCII)
 _NANOSECONDS = 1_000_000_000
 
 
@@ -45,6 +46,19 @@ class Listing(NamedTuple):
     next_token: str
     version: int
     headers: Mapping[str, Mapping[str, str]]
+
+
+class VersionListing(NamedTuple):
+    """One page of versions as the store sent it, with keys relative to the mounted prefix.
+
+    `next_key` and `next_version` are where the next page begins, as the store wants to hear it.
+    """
+
+    versions: list[ListedVersion]
+    prefixes: list[str]
+    truncated: bool
+    next_key: str
+    next_version: str
 
 
 class Failure(NamedTuple):
@@ -102,6 +116,13 @@ def error_of(body: bytes) -> ErrorBody | None:
 
 _DAYS: dict[str, int] = {}
 _MOMENTS: dict[str, int] = {}  # Objects that were written together share their seconds.
+
+
+def moment_ns(text: str) -> int:
+    """As `modified_ns`, with the fraction of the second."""
+    fraction = _FRACTION.match(text[19:])
+    digits = fraction[1][:9].ljust(9, "0") if fraction else "0"
+    return modified_ns(text) + int(digits)
 
 
 def modified_ns(text: str) -> int:
@@ -168,6 +189,69 @@ def listing(body: bytes, prefix: str, root: str, *, metadata: bool = False) -> L
         names = [*(root + item.key for item in objects[-1:]), *prefixes[-1:]]
         marker = max(names, default="")
     return Listing(objects, relative, truncated, marker, 1, headers)
+
+
+def version_listing(body: bytes, prefix: str, root: str) -> VersionListing:
+    """Read the answer of ListObjectVersions about *prefix*, which begins with *root*.
+
+    Some stores (RustFS, moto) tell all markers of deletions apart from the versions; here they
+    are where they belong: keys in their order, and the versions of each the newest first.
+    """
+    tree, namespace = _parse_as(body, "ListVersionsResult", "ListObjectVersionsOutput")
+    fields = {child.tag[len(namespace) :]: child.text or "" for child in tree}
+    escaped = fields.get("EncodingType", "").lower() == "url"
+    cut, grouped = len(root), dict[str, list[ListedVersion]]()
+    for child in tree:
+        kind = child.tag[len(namespace) :]
+        if kind in ("Version", "DeleteMarker"):
+            version = _listed_version(child, namespace, escaped, deleted=kind == "DeleteMarker")
+            if not version.key.startswith(prefix) or version.size < 0:
+                raise Malformed("it lists what was not asked for")
+            key = version.key[cut:]
+            grouped.setdefault(key, []).append(version._replace(key=key))
+    for versions in grouped.values():
+        versions.sort(key=lambda one: (-one.moment_ns, not one.latest))
+    found = tree.findall(f"{namespace}CommonPrefixes/{namespace}Prefix")
+    prefixes = [_name(item.text or "", escaped) for item in found]
+    if not all(name.startswith(prefix) for name in prefixes):
+        raise Malformed("it lists what was not asked for")
+    return VersionListing(
+        [version for key in sorted(grouped) for version in grouped[key]],
+        [name[cut:] for name in prefixes],
+        fields.get("IsTruncated", "").strip().lower() == "true",
+        _name(fields.get("NextKeyMarker", ""), escaped),
+        fields.get("NextVersionIdMarker", ""),
+    )
+
+
+def _listed_version(
+    item: ET.Element, namespace: str, escaped: bool, *, deleted: bool
+) -> ListedVersion:
+    fields = {child.tag[len(namespace) :]: child.text or "" for child in item}
+    owner = item.find(f"{namespace}Owner")
+    names = [] if owner is None else [child.text or "" for child in owner]
+    try:
+        return ListedVersion(
+            _name(fields["Key"], escaped),
+            fields["VersionId"] or "null",
+            int(fields.get("Size") or 0),
+            "" if deleted else quoted(fields.get("ETag", "")),
+            moment_ns(fields.get("LastModified", "")),
+            fields.get("IsLatest", "").strip().lower() == "true",
+            deleted,
+            fields.get("StorageClass") or "STANDARD",
+            names[-1] if names else "",
+        )
+    except (KeyError, ValueError) as error:
+        raise Malformed(f"a version of the listing makes no sense: {error}") from error
+
+
+def versioning(body: bytes) -> str:
+    """Read the answer of GetBucketVersioning: ``Enabled``, ``Suspended``, or nothing."""
+    root, namespace = _parse_any(body)  # moto calls it otherwise.
+    if not root.tag[len(namespace) :].endswith(("Versioning", "Configuration", "Response")):
+        raise Malformed("it is not about versioning")
+    return (root.findtext(f"{namespace}Status") or "").strip()
 
 
 def _listed_objects(
@@ -270,20 +354,6 @@ def upload_page(body: bytes) -> list[dict[str, str]]:
         {child.tag[len(namespace) :]: child.text or "" for child in item}
         for item in root.findall(f"{namespace}Upload")
     ]
-
-
-def version_page(body: bytes) -> list[dict[str, str]]:
-    """Read the answer of ListObjectVersions: the fields of each, ``deleted`` with the markers."""
-    root, namespace = _parse_as(body, "ListVersionsResult", "ListObjectVersionsOutput")
-    escaped = root.findtext(f"{namespace}EncodingType") == "url"
-    found: list[dict[str, str]] = []
-    for item in root:
-        kind = item.tag[len(namespace) :]
-        if kind in ("Version", "DeleteMarker"):
-            fields = {child.tag[len(namespace) :]: child.text or "" for child in item}
-            fields["Key"] = _name(fields.get("Key", ""), escaped)
-            found.append({**fields, "deleted": "true"} if kind == "DeleteMarker" else fields)
-    return found
 
 
 def delete_failures(body: bytes) -> list[Failure]:
