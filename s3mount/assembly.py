@@ -22,6 +22,7 @@ from s3mount.fs.names import MAX_KEY, key_size
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.renaming import Renamer
+from s3mount.fs.storagefacts import StorageFacts
 from s3mount.fs.tree import TreeMover
 from s3mount.fs.watching import Watcher
 from s3mount.fs.workshop import Workshop
@@ -31,6 +32,7 @@ from s3mount.kernelcache import KernelNotices
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
 from s3mount.reporting import Observed, Reporter
+from s3mount.rules import HeaderRules, header_rules
 from s3mount.s3 import checksum
 from s3mount.s3.changes import ChangeSource
 from s3mount.s3.session import is_loopback
@@ -226,10 +228,19 @@ class Assembly:
             checksum=checksum.function(self._client.capabilities.checksum),
             max_window=window,
             keep_attributes=config.attributes,
-            extra_headers={},
+            header_rules=self._header_rules(),
             journal=self._journal.journal,
             backlog=Backlog(limit, config.min_free_space, staged),
         )
+
+    def _header_rules(self) -> HeaderRules:
+        """What new files say about themselves; raises `MountError` for what nobody can read."""
+        path = self._config.headers_file
+        try:
+            lines = path.read_text().splitlines() if path is not None else []
+            return header_rules(self._config.cache_control, lines)
+        except (OSError, ValueError) as error:
+            raise MountError(f"{path}: {getattr(error, 'strerror', None) or error}", 1) from error
 
     def _operations(self, engine: Engine, mover: TreeMover, metrics: Metrics) -> FuseOperations:
         client, filesystem = self._client, engine.filesystem
@@ -238,7 +249,7 @@ class Assembly:
             filesystem,
             Renamer(filesystem, client, mover),
             changer,
-            Xattrs(filesystem, changer, ObjectFacts(filesystem, client, client), client),
+            self._xattrs(filesystem, changer),
             metrics,
             client.trace,
             ttl=self._config.metadata_ttl,
@@ -246,3 +257,9 @@ class Assembly:
             writeback_cache=True,
             slow=self._config.log_slow,
         )
+
+    def _xattrs(self, filesystem: FileSystem, changer: Changer) -> Xattrs:
+        client = self._client
+        facts = ObjectFacts(filesystem, client, client)
+        storage = StorageFacts(filesystem, changer, facts, client, client)
+        return Xattrs(filesystem, changer, facts, storage, client)

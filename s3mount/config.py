@@ -21,7 +21,7 @@ from s3mount.declaring import (
     Option,
     option,
 )
-from s3mount.storeoptions import StoreOptions
+from s3mount.featureoptions import FeatureOptions
 from s3mount.values import (
     ADDRESS,
     DURATION,
@@ -64,7 +64,7 @@ def state_directory() -> Path:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(StoreOptions):
+class Config(FeatureOptions):
     """The choices for one mount: sizes in bytes, times in seconds, paths absolute.
 
     `prefix` is empty or ends in a slash; `mountpoint` is the real path.  `mount_flags` holds

@@ -11,6 +11,9 @@ import trio
 from s3mount.config import Config
 from s3mount.errors import MountError, StoreError, WrongRegion
 from s3mount.s3 import session
+from s3mount.s3.customerkeys import read_keys
+from s3mount.s3.endpoint import EndpointSettings
+from s3mount.s3.features import FeatureChoices, Features
 from s3mount.s3.past import PastClient
 from s3mount.s3.probe import probe
 from s3mount.s3.store import Capabilities
@@ -53,8 +56,13 @@ async def client_for(config: Config) -> HistoryClient:
             credentials_file=config.credentials_file,
             passwd_file=config.passwd_file,
             signature=config.signature,
+            variant=session.Variant(
+                dual_stack=config.dual_stack, fips=config.fips, accelerate=config.accelerate
+            ),
         )
     )
+    features = Features(await trio.to_thread.run_sync(feature_choices, config))
+    refuse_plain_keys(features.choices, resolved.settings, config.insecure_http)
     kind = HistoryClient if config.as_of is None else PastClient
     client = kind(
         resolved.settings,
@@ -64,10 +72,39 @@ async def client_for(config: Config) -> HistoryClient:
         capabilities=Capabilities(),
         timeout=math.inf if config.hard else config.timeout,
         max_connections=config.connections,
+        features=features,
     )
     if config.as_of is not None and isinstance(client, PastClient):
         client.at(config.as_of)
     return client
+
+
+def feature_choices(config: Config) -> FeatureChoices:
+    """What the options say of the store's features.  Blocks; raises `MountError`."""
+    return FeatureChoices(
+        storage_class=config.storage_class,
+        sse=config.sse or ("aws:kms" if config.sse_kms_key_id else None),
+        sse_kms_key_id=config.sse_kms_key_id,
+        bucket_key=config.bucket_key,
+        customer_keys=read_keys(config.sse_c_key_file) if config.sse_c_key_file else (),
+        acl=config.acl,
+        tags=config.tags,
+        requester_pays=config.requester_pays,
+        expected_bucket_owner=config.expected_bucket_owner,
+        restore=config.restore == "auto",
+        restore_days=config.restore_days,
+        restore_tier=config.restore_tier.capitalize(),
+        refuse_held=config.object_lock == "refuse",
+    )
+
+
+def refuse_plain_keys(
+    choices: FeatureChoices, settings: EndpointSettings, insecure_http: bool
+) -> None:
+    """Raise `MountError` when customer keys would cross a network unencrypted."""
+    exposed = not settings.secure and not session.is_loopback(settings.host)
+    if choices.customer_keys and exposed and not insecure_http:
+        raise MountError(f"{settings.url}: customer keys (sse-c-key-file) need https", 1)
 
 
 async def _check(client: HistoryClient, source: str, config: Config) -> None:
@@ -75,7 +112,9 @@ async def _check(client: HistoryClient, source: str, config: Config) -> None:
         await client.check_bucket()
         if isinstance(client, PastClient):
             await client.check_past(time.time())
-        known = recall(config.state_dir, client.settings.url, config.bucket)
+        known = None  # With customer keys a store may be able to do less.
+        if config.sse_c_key_file is None:
+            known = recall(config.state_dir, client.settings.url, config.bucket)
         if known is None and not config.ro:
             known = await probe(client, ".s3mount/")
         if known is not None:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 from s3mount.values import Kind
 
 STORE = "Store"
+OBJECTS = "Objects"
 ACCESS = "Access"
 CACHING = "Caching"
 WRITING = "Writing"
 NETWORK = "Network"
 PROCESS = "Process"
-SECTIONS = (STORE, ACCESS, CACHING, WRITING, NETWORK, PROCESS)
+SECTIONS = (STORE, OBJECTS, ACCESS, CACHING, WRITING, NETWORK, PROCESS)
 
 
 class Option(NamedTuple):

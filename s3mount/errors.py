@@ -75,6 +75,10 @@ class NoCredentials(Unrecognised):
     """No credentials were found, or they could not be refreshed."""
 
 
+class Held(StoreError):
+    """Object Lock holds the object: until then it can be neither deleted nor replaced."""
+
+
 class Changed(StoreError):
     """The object is not, or no longer, the version that the request was about."""
 
@@ -93,6 +97,13 @@ class NoSpace(StoreError):
 
 class Archived(StoreError):
     """The object sleeps in an archive class and has to be restored first."""
+
+
+class Asleep(Archived):
+    """The same, told before anything was read.
+
+    Some programs take EAGAIN of a read for the end of the file, and none that of an open.
+    """
 
 
 class InvalidRequest(StoreError):
@@ -132,11 +143,13 @@ ERRNO_OF: Mapping[type[StoreError], int] = {
     Denied: errno.EACCES,
     Unrecognised: errno.EACCES,
     NoCredentials: errno.EACCES,
+    Held: errno.EPERM,
     Changed: errno.ESTALE,
     Exists: errno.EEXIST,
     TooLarge: errno.EFBIG,
     NoSpace: errno.ENOSPC,
-    Archived: errno.EAGAIN,
+    Archived: errno.EIO,
+    Asleep: errno.EAGAIN,
     InvalidRequest: errno.EINVAL,
     InvalidName: errno.EINVAL,
     Unsupported: errno.EOPNOTSUPP,

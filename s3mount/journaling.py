@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 from s3mount.config import Config
@@ -25,6 +26,22 @@ def describe(config: Config, *, endpoint: str, region: str, path_style: bool) ->
         "ca_bundle": _path(config.ca_bundle),
         "verify_ssl": not config.no_verify_ssl,
         "insecure_http": config.insecure_http,
+        "features": _features(config),
+    }
+
+
+def _features(config: Config) -> dict[str, object]:
+    """How objects are stored; customer keys by the name of their file only."""
+    return {
+        "storage_class": [astuple(rule) for rule in config.storage_class.rules],
+        "sse": config.sse,
+        "sse_kms_key_id": config.sse_kms_key_id,
+        "bucket_key": config.bucket_key,
+        "sse_c_key_file": _path(config.sse_c_key_file),
+        "acl": config.acl,
+        "tags": config.tags,
+        "requester_pays": config.requester_pays,
+        "expected_bucket_owner": config.expected_bucket_owner,
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3mount import peers
+from s3mount import featureoptions, peers
 from s3mount.config import OPTIONS, Config
 from s3mount.declaring import Option
 from s3mount.environment import check_variable
@@ -107,6 +107,8 @@ class Choices:
             self._environment[variable] = _variable(variable, text or "", private=private)
             return
         name = normal_name(name)
+        if text is None:
+            text = peers.BARE.get(name)
         if text is not None and name in peers.TRANSLATED:
             name, text = peers.TRANSLATED[name](text)
         if name in FLAG_WORDS:
@@ -315,3 +317,20 @@ def _check(config: Config) -> None:
     given = [name.replace("_", "-") for name in sources if getattr(config, name)]
     if len(given) > 1:
         raise OptionError(f"options {' and '.join(given)} exclude each other")
+    _check_features(config)
+
+
+def _check_features(config: Config) -> None:
+    """Refuse features that contradict each other, or the way to the store."""
+    if contradiction := featureoptions.check(config):
+        raise OptionError(contradiction)
+    if config.requester_pays and config.no_sign_request:
+        raise OptionError("option requester-pays needs credentials, not no-sign-request")
+    ways = [name.replace("_", "-") for name in ("dual_stack", "fips", "accelerate")
+            if getattr(config, name)]  # fmt: skip
+    if ways and config.endpoint_url is not None:
+        raise OptionError(f"option {ways[0]} is for AWS's own endpoints, not for endpoint-url")
+    if config.accelerate and (config.path_style or "." in config.bucket):
+        raise OptionError("option accelerate needs the bucket in the host name, without dots")
+    if config.path_style and config.bucket.startswith("arn:"):
+        raise OptionError("option path-style: an access point is reached by its host name only")

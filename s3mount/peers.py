@@ -34,15 +34,29 @@ def _log_level(text: str) -> Translation:
     return "log-level", words.get(word, word)
 
 
+def _use_sse(text: str) -> Translation:
+    """s3fs says by one option which sort of encryption it is, and with which key."""
+    kind, _, detail = text.partition(":")
+    if kind.lower() in ("custom", "c"):
+        return "sse-c-key-file", detail
+    if kind.lower() in ("kmsid", "k"):
+        return ("sse-kms-key-id", detail) if detail else ("sse", "aws:kms")
+    return ("sse", "AES256") if text.strip() == "1" else ("sse", text)
+
+
 TRANSLATED: Mapping[str, Callable[[str], Translation]] = {
     "endpoint": _endpoint,  # s3fs, goofys, geesefs
     "dbglevel": _log_level,  # s3fs
     "multipart-size": _counted_in("M", "part-size"),  # s3fs
     "ensure-diskfree": _counted_in("M", "min-free-space"),  # s3fs
+    "use-sse": _use_sse,  # s3fs
     "s3-chunk-size": _counted_in("K", "part-size"),  # rclone
     "vfs-cache-max-size": _counted_in("K", "max-cache-size"),  # rclone
     "vfs-cache-min-free-space": _counted_in("K", "min-free-space"),  # rclone
 }
+
+# What the name alone means, of those.
+BARE: Mapping[str, str] = {"use-sse": "1"}
 
 _S3FS = """
     attr-timeout auto-cache bandwidth-limit big-writes check-cache-dir-exist compat-dir
@@ -83,27 +97,19 @@ WITHOUT_MEANING = frozenset(" ".join((_S3FS, _GOOFYS, _GEESEFS, _RCLONE, _MOUNTP
 
 _SECRET = (
     "a secret in an option is seen by everybody who runs `ps` (use profile, credentials-file, "
-    "passwd-file, or [env] in a private file of options)"
+    "passwd-file, sse-c-key-file, or [env] in a private file of options)"
 )
-_NOT_HERE = "s3mount does not do this; a rule of the bucket can"
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         (
             *("access-key", "access-key-id", "aws-access-key-id", "aws-secret-access-key"),
             *("secret", "secret-key", "secret-access-key", "session-token", "password"),
             *("s3-access-key-id", "s3-secret-access-key", "s3-session-token"),
+            *("sse-c", "s3-sse-customer-key", "s3-sse-customer-key-base64"),
         ),
         _SECRET,
     ),
-    **dict.fromkeys(
-        (
-            *("acl", "default-acl", "s3-acl", "expected-bucket-owner", "requester-pays"),
-            *("s3-requester-pays", "s3-server-side-encryption", "s3-sse-kms-key-id"),
-            *("s3-storage-class", "sse", "sse-c", "sse-kms", "sse-kms-key-id", "storage-class"),
-            "use-sse",
-        ),
-        _NOT_HERE,
-    ),
-    "ahbe-conf": "s3mount adds no headers of yours",
+    "ahbe-conf": "write the lines as GLOB NAME: VALUE, and name the file in headers-file",
+    "load-sse-c": "put all keys into one file, the newest first, and name it in sse-c-key-file",
     "iam-role": "roles are found by themselves, or named in an AWS profile (option profile)",
 }

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from s3mount.s3.client import S3Client
 from s3mount.s3.endpoint import Credentials, EndpointSettings, FixedCredentials
+from s3mount.s3.features import PLAIN, Features
 from s3mount.s3.store import Capabilities
 from tests.mounts import Bucket
 from tests.servers import Server
@@ -57,6 +58,7 @@ def client_for(
     credentials: object = None,
     ca_bundle: str | None = None,
     signature: str = "v4",
+    features: Features = PLAIN,
 ) -> S3Client:
     """Make a client for *bucket*, through *url* if that is not its server's."""
     pair = FixedCredentials(
@@ -70,6 +72,7 @@ def client_for(
         capabilities=capabilities or Capabilities(),
         timeout=timeout,
         max_connections=max_connections,
+        features=features,
     )
 
 

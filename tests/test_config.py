@@ -516,8 +516,8 @@ def test_names_of_other_programs_mean_one_thing_here():
 
 
 def test_what_would_be_a_broken_promise_is_refused():
-    assert "does not do this" in refusal("-o", "use_sse")
-    assert "does not do this" in refusal("-o", "storage_class=STANDARD_IA")
+    assert "headers-file" in refusal("-o", "ahbe_conf=/etc/headers")
+    assert "seen by everybody" in refusal("-o", "sse_c=c2VjcmV0")
     line = refusal("-o", "secret_access_key=hunter22")
     assert "seen by everybody" in line
     assert "hunter22" not in line
@@ -610,3 +610,39 @@ def test_a_table_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(MountError, match="No such file") as caught:
         fstab.put_line("new", Path("/mnt"), tmp_path / "missing" / "fstab")
     assert caught.value.exit_code == 16
+
+
+# -- features of the store ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sse=aws:kms,sse_c_key_file=/k", "sse-c-key-file and sse exclude each other"),
+        ("sse=AES256,sse_kms_key_id=k", "sse-kms-key-id is for sse=aws:kms"),
+        ("bucket_key", "bucket-key is for sse=aws:kms"),
+        ("accelerate,fips", "accelerate and fips exclude each other"),
+        ("fips,endpoint_url=http://127.0.0.1:9000", "fips is for AWS's own endpoints"),
+        ("accelerate,path_style", "accelerate needs the bucket in the host name"),
+        ("requester_pays,no_sign_request", "requester-pays needs credentials"),
+        ("acl=everybody", "'everybody' is not one of private"),
+        ("tags=a", "'a' is not up to 10 tags"),
+        ("expected_bucket_owner=12345", "12 digits"),
+        ("storage_class=>20M:STANDARD_IA", "is not a storage class, or rules"),
+        ("restore=perhaps", "never, auto"),
+    ],
+)
+def test_features_that_contradict_each_other_are_refused_in_one_line(text: str, words: str):
+    assert words in refusal("-o", text)
+
+
+def test_the_features_of_other_programs_have_their_names_here():
+    old = configure("-o", "use_sse,storage_class=standard_ia,default_acl=public-read")
+    assert (old.sse, old.acl) == ("AES256", "public-read")
+    assert old.storage_class.value("any", 0) == "STANDARD_IA"
+    assert configure("-o", "use_sse=1").sse == "AES256"
+    assert configure("-o", "use_sse=kmsid:some-key").sse_kms_key_id == "some-key"
+    assert configure("-o", "use_sse=custom:/etc/keys").sse_c_key_file == Path("/etc/keys")
+    assert configure("--s3-server-side-encryption", "aws:kms").sse == "aws:kms"
+    assert configure("--transfer-acceleration").accelerate
+    assert configure("--requester-pays", "--expected-bucket-owner", "1" * 12).requester_pays

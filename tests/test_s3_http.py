@@ -507,7 +507,7 @@ async def test_a_region_that_is_not_told_is_an_error():
 async def test_an_error_in_a_200_is_an_error():
     async with talking_to(error("200 OK", "AccessDenied")) as (client, _):
         with pytest.raises(Denied):
-            await client.copy("a", "b", headers=None, source_etag=None)
+            await client.copy("a", "b", headers=None, source_etag=None, stored_as={})
 
 
 async def test_white_space_before_an_answer_is_no_harm():
@@ -516,13 +516,15 @@ async def test_white_space_before_an_answer_is_no_harm():
         b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in (b"   ", b"\n", body)
     )
     async with talking_to(answer + b"0\r\n\r\n") as (client, _):
-        assert (await client.copy("a", "b", headers=None, source_etag=None)).etag == '"x"'
+        assert (
+            await client.copy("a", "b", headers=None, source_etag=None, stored_as={})
+        ).etag == '"x"'
 
 
 async def test_nothing_in_a_200_is_no_success():
     async with talking_to(ok(), ok()) as (client, _):
         with pytest.raises(Unsupported):
-            await client.copy("a", "b", headers=None, source_etag=None)
+            await client.copy("a", "b", headers=None, source_etag=None, stored_as={})
 
 
 async def test_a_store_without_the_checksum_is_served_without():

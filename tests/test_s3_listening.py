@@ -70,7 +70,7 @@ async def serving(
         settings = EndpointSettings(
             scheme="http", host="127.0.0.1", port=port, root="/b", region="us-east-1"
         )
-        calls = StreamingCalls(settings, None, timeout=10, max_connections=1)
+        calls = StreamingCalls(settings, None, timeout=10, max_connections=1, headers={})
         yield Listener(calls, "b", prefix, OwnWrites(prefix, trio.current_time)), targets
         calls.close()
         nursery.cancel_scope.cancel()

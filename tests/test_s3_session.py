@@ -11,7 +11,7 @@ import trio
 
 from s3mount.errors import MountError, NoCredentials
 from s3mount.s3.endpoint import Credentials
-from s3mount.s3.session import Resolved, resolve
+from s3mount.s3.session import Resolved, Variant, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -345,3 +345,49 @@ def test_a_credentials_file_comes_before_the_environment(tmp_path, monkeypatch):
     assert pair(found(credentials_file=file, profile="two")).access_key == "AKID2"
     with pytest.raises(MountError, match="known profiles: "):
         found(credentials_file=file, profile="three")
+
+
+@pytest.mark.parametrize(
+    ("variant", "host"),
+    [
+        ({"dual_stack": True}, "bucket.s3.dualstack.eu-west-1.amazonaws.com"),
+        ({"fips": True}, "bucket.s3-fips.eu-west-1.amazonaws.com"),
+        (
+            {"fips": True, "dual_stack": True},
+            "bucket.s3-fips.dualstack.eu-west-1.amazonaws.com",
+        ),
+        ({"accelerate": True}, "bucket.s3-accelerate.amazonaws.com"),
+        (
+            {"accelerate": True, "dual_stack": True},
+            "bucket.s3-accelerate.dualstack.amazonaws.com",
+        ),
+    ],
+)
+def test_aws_has_endpoints_of_several_kinds(variant: dict[str, bool], host: str):
+    region = "us-east-1" if "fips" in variant else "eu-west-1"
+    settings = found(region=region, variant=Variant(**variant)).settings
+    assert settings.host == host.replace("eu-west-1", region)
+    assert settings.region == region
+
+
+def test_an_access_point_is_a_bucket_by_its_arn():
+    arn = "arn:aws:s3:us-west-2:123456789012:accesspoint/finance"
+    settings = found(arn, region="eu-west-1").settings
+    assert settings.host == "finance-123456789012.s3-accesspoint.us-west-2.amazonaws.com"
+    assert (settings.root, settings.region, settings.virtual_host) == ("", "us-west-2", True)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "words"),
+    [
+        ("arn:aws:s3::123456789012:accesspoint/abcdef0123456.mrap", "multi-region access point"),
+        (
+            "arn:aws:s3-object-lambda:us-west-2:123456789012:accesspoint/x",
+            "Object Lambda access point",
+        ),
+        ("arn:aws:s3-outposts:us-west-2:123456789012:outpost/op-1/accesspoint/x", "on Outposts"),
+    ],
+)
+def test_what_is_signed_in_another_way_is_refused(bucket: str, words: str):
+    with pytest.raises(MountError, match=words):
+        found(bucket)

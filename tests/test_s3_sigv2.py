@@ -79,7 +79,7 @@ class TestAgainstBotocore:
     def test_of_links(self, key, token, root):
         credentials = Credentials("AKID/EXAMPLE", "wJalrXUtnFEMI/K7MDENG", token)
         path = "/" + escape_key(key)
-        ours = SignerV2("r", root).presign(credentials, "h", path, 3600)
+        ours = SignerV2("r", root).presign(credentials, "h", path, 3600, "", {})
         theirs = of_botocore(
             botocore.auth.HmacV1QueryAuth, credentials, "GET", f"http://h{path}", {}, root
         ).url

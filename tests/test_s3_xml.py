@@ -147,3 +147,14 @@ def test_failures_of_a_delete():
         b"<Deleted><Key>b</Key></Deleted></DeleteResult>"
     )
     assert xml.delete_failures(body) == [("a", "AccessDenied", "no")]
+
+
+def test_a_listing_with_metadata_tells_how_many_tags_an_object_has():
+    item = (
+        "<Contents><Key>k</Key><LastModified>2026-11-21T19:44:50.061Z</LastModified>"
+        "<ETag>e</ETag><Size>1</Size><StorageClass>STANDARD</StorageClass><UserMetadata>"
+        "<X-Amz-Meta-X>y</X-Amz-Meta-X></UserMetadata><UserTags>a=b&amp;c=d</UserTags></Contents>"
+    )
+    body = f"<ListBucketResult>{item}<IsTruncated>false</IsTruncated></ListBucketResult>".encode()
+    found = xml.listing(body, "", "", metadata=True)
+    assert found.headers["k"] == {"x-amz-meta-x": "y", "x-amz-tagging-count": "2"}

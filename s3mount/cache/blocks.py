@@ -280,6 +280,7 @@ class BlockCache:
             # A whole object is compared with its checksum before anybody sees it.
             progress=None if whole else progress,
             urgent=urgent,
+            restore=urgent,
             size=version.size if whole else None,
         )
         if whole:

@@ -8,9 +8,12 @@ from typing import Any
 
 import trio
 
+from s3mount.rules import Rule, Rules
 from s3mount.s3 import session
 from s3mount.s3.checksum import function
 from s3mount.s3.client import S3Client
+from s3mount.s3.customerkeys import read_keys
+from s3mount.s3.features import FeatureChoices, Features
 from s3mount.s3.store import Capabilities
 from s3mount.write.extents import PartGrid
 from s3mount.write.keeper import Keeper, act
@@ -71,6 +74,20 @@ async def _connect(about: Mapping[str, Any]) -> S3Client:
         capabilities=Capabilities(),
         timeout=min(TIMEOUT, math.inf),
         max_connections=CONNECTIONS,
+        features=Features(choices_of(about.get("features") or {})),
+    )
+
+
+def choices_of(said: Mapping[str, Any]) -> FeatureChoices:
+    """How the mount stored its objects, as its journal says; raises `MountError`."""
+    plain = ("bucket_key", "acl", "tags", "requester_pays", "expected_bucket_owner")
+    key, path = said.get("sse_kms_key_id"), _path(said.get("sse_c_key_file"))
+    return FeatureChoices(
+        storage_class=Rules(tuple(Rule(*fields) for fields in said.get("storage_class", ()))),
+        sse=said.get("sse") or ("aws:kms" if key else None),
+        sse_kms_key_id=key,
+        customer_keys=read_keys(path) if path is not None else (),
+        **{name: said[name] for name in plain if name in said},
     )
 
 

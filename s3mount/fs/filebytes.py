@@ -396,9 +396,8 @@ class FileBytes(ABC):
 
     def headers(self) -> dict[str, str]:
         """What a new version of the object says about itself."""
-        headers = dict(self.kept or {})
+        headers = {**self._workshop.header_rules.headers(self.inode.key), **(self.kept or {})}
         headers.setdefault("content-type", content_type(self.inode.segment))
-        headers.update(self._workshop.extra_headers)
         if self._workshop.keep_attributes:
             headers.update(encode(self.attributes))
         return headers

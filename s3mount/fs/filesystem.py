@@ -39,6 +39,7 @@ from s3mount.s3.store import (
     Precondition,
     expecting,
 )
+from s3mount.storing import is_archived
 
 RECENT = 1.0  # Seconds: an open so soon after its lookup needs no second look.
 
@@ -174,6 +175,9 @@ class FileSystem:
         file = await self.file_of(inode, fresh=True)
         if flags & os.O_ACCMODE == os.O_RDONLY and file.size <= HEAD_SIZE and inode.parent:
             self.siblings.opened(inode.parent, inode.segment)
+        if not flags & os.O_TRUNC and is_archived(file.kept) and not file.dirty:
+            # Who only writes may need old bytes, too.
+            await self._store.awaken(file.stored_key)
         if flags & os.O_TRUNC and file.size:
             await file.truncate(0)
             if opener.unprivileged:
@@ -312,13 +316,13 @@ class FileSystem:
 
     async def _remove_object(self, key: str, file: OpenFile | None, known: Precondition) -> None:
         if file is None:
-            await self._store.delete(key, condition=known)
+            await self._store.remove(key, condition=known)
             return
         await file.keep_content()
         async with file.lock:  # What is saved meanwhile would bring the object back.
             if file.stored_key:
                 known = expecting(file.base.etag) if file.base is not None else file.expected
-                await self._store.delete(key, condition=known)
+                await self._store.remove(key, condition=known)
             file.detach()
         await self.open_files.forgotten()
 

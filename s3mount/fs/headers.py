@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 
 from s3mount.s3.store import ObjectInfo
+from s3mount.storing import lasting
 
 # What a new version of an object takes over from the old one, beside its attributes.
 KEPT_HEADERS = (
@@ -26,6 +27,7 @@ def kept_headers(info: ObjectInfo, ours: Collection[str] = OURS) -> Mapping[str,
     kept = {name: info.headers[name] for name in KEPT_HEADERS if info.headers.get(name)}
     if kept.get("content-encoding") == "aws-chunked":
         del kept["content-encoding"]
+    kept |= lasting(info.headers)
     for name, value in info.metadata.items():
         if name not in ours:
             kept[META + name] = value

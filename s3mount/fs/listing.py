@@ -13,6 +13,7 @@ from s3mount.cache.records import Row
 from s3mount.errors import StoreError
 from s3mount.fs.names import BESIDE, FOLDER, folder_of, slot_name
 from s3mount.s3.store import ListPage, ObjectInfo, ObjectStore
+from s3mount.storing import CLASS, STANDARD
 
 INDEX_DELAY = 5.0  # Seconds in which the index may still have what it was told to forget.
 AHEAD = 3  # Pages that are fetched before anybody has asked for them.
@@ -237,7 +238,7 @@ class Listing:
         """Put the objects of a page into *files*; returns the directories that some only mark."""
         marked: list[str] = []
         start, began = len(self._prefix), self._began
-        for key, size, etag, modified_ns, _storage_class in page.objects:
+        for key, size, etag, modified_ns, storage_class in page.objects:
             segment = key[start:]
             folder = folder_of(segment)
             if key and (size or (segment and folder is None)):
@@ -247,7 +248,10 @@ class Listing:
                     self._index.remember(self._prefix, segment, files[segment])
                     continue
                 listed = Entry(False, size, etag, modified_ns, None, began)
-                files[segment] = self._known_file(segment, listed, rows)
+                entry = self._known_file(segment, listed, rows)
+                if storage_class not in ("", STANDARD):
+                    entry = _in_class(entry, storage_class)
+                files[segment] = entry
             elif folder is not None:
                 self.folders = True
                 marked.append(folder)
@@ -281,6 +285,13 @@ class Listing:
                 return
             self._seen[slot] = entry
         self._rows.append(Listed(slot_name(slot), slot, entry))
+
+
+def _in_class(entry: Entry, storage_class: str) -> Entry:
+    """An entry that is stored as the listing says: a rule of the bucket may have moved it."""
+    if entry.kept is None or entry.kept.get(CLASS) == storage_class:
+        return entry
+    return entry._replace(kept={**entry.kept, CLASS: storage_class})
 
 
 def _end_of(page: ListPage, start: int) -> str | None:

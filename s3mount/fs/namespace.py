@@ -15,6 +15,7 @@ from s3mount.cache.freshness import Hint
 from s3mount.cache.index import AttributeIndex
 from s3mount.cache.metadata import Absent, Entry, MetaCache
 from s3mount.errors import (
+    Archived,
     Changed,
     Denied,
     InvalidName,
@@ -351,15 +352,14 @@ class Namespace:
         buffer = memoryview(bytearray(listed.size))
         version = ObjectVersion(key, listed.etag, listed.size)
         try:
-            # Of one version, and whole: only then the store tells the checksum of what it sends.
-            # Whoever reads it meanwhile, by what an earlier answer said, waits for these bytes.
+            # Whole, for its checksum; whoever reads it meanwhile waits for these bytes.
             with self._blocks.arriving(version, 0):
                 info = await self._store.get(
                     key, 0, [buffer], etag=listed.etag or None, size=listed.size
                 )
                 if info.size == listed.size:
                     self._blocks.put(ObjectVersion(key, info.etag, info.size), buffer)
-        except (Changed, InvalidRange):  # It is another one since it was listed.
+        except (Archived, Changed, InvalidRange):  # Or it is another one since it was listed.
             return self.entry(await self._store.head(key))
         return self.entry(info)
 

@@ -36,7 +36,6 @@ class ObjectFacts:
         self._facts: Mapping[str, Fact] = {
             "s3.etag": self._etag,
             "s3.version-id": self._version_id,
-            "s3.storage-class": self._storage_class,
             TYPE: self._content_type,
             "s3.key": self._key,
             "s3.url": self._url,
@@ -110,21 +109,18 @@ class ObjectFacts:
     # -- what the store is asked -----------------------------------------------------------
 
     async def _version_id(self, inode: Inode) -> str | None:
-        info = await self._head(inode)
+        info = await self.head(inode)
         return info.headers.get("x-amz-version-id") if info is not None else None
-
-    async def _storage_class(self, inode: Inode) -> str | None:
-        info = await self._head(inode)  # Only other classes than this one are told.
-        return info.headers.get("x-amz-storage-class", "STANDARD") if info is not None else None
 
     async def _content_type(self, inode: Inode) -> str | None:
         file = self._fs.files.get(inode)
         if file is not None and file.kept is not None:
             return file.headers()["content-type"]
-        info = await self._head(inode)
+        info = await self.head(inode)
         return info.headers.get("content-type") if info is not None else None
 
-    async def _head(self, inode: Inode) -> ObjectInfo | None:
+    async def head(self, inode: Inode) -> ObjectInfo | None:
+        """What the store says of the object of a file; None where it has none."""
         key = self.stored_key(inode)
         try:
             return await self._store.head(key) if key else None

@@ -23,6 +23,7 @@ from s3mount.s3.store import (
     Precondition,
     Stored,
 )
+from s3mount.storing import renewed
 from s3mount.write.extents import ByteRange, Extents, Part, plan_parts
 from s3mount.write.notes import forget
 from s3mount.write.records import (
@@ -164,6 +165,8 @@ class OpenFile(FileBytes):
         declared = self._upload.headers if self._upload is not None else None
         self.base = ObjectVersion(key, stored.etag, size)
         self._stored_at(key)
+        self._kept_as(stored)
+        self._kept_by_rule(key)
         self.condition = self.expected = ALWAYS
         self._upload = None
         self._running.clear()
@@ -174,6 +177,17 @@ class OpenFile(FileBytes):
         self.unsaved_attributes = self.attributes != attributes or (
             declared is not None and self._differs(declared)
         )
+
+    def _kept_as(self, stored: Stored) -> None:
+        """Take note of how the object is stored now: its next copy has to say so."""
+        if self.kept is not None and stored.stored_as is not None:
+            self.kept = renewed(self.kept, stored.stored_as)
+
+    def _kept_by_rule(self, key: str) -> None:
+        """What a rule made the object say of itself goes with it, whatever it is called later."""
+        said = self._workshop.header_rules.headers(key)
+        if said and self.kept is not None:
+            self.kept = {**said, **self.kept}
 
     def _stored_at(self, key: str) -> None:
         if self.stored_key not in ("", key):
@@ -255,10 +269,11 @@ class OpenFile(FileBytes):
             # Where nobody has asked what the object says about itself, it keeps saying it.
             headers = None if self.kept is None else self.headers()
             stored = await self._workshop.store.copy(
-                source.key, key, headers=headers, source_etag=source.etag
+                source.key, key, headers=headers, source_etag=source.etag, size=source.size
             )
         self.base = ObjectVersion(key, stored.etag, source.size)
         self._stored_at(key)
+        self._kept_as(stored)
         self.stored_attributes = None if headers is None else attributes
         self.unsaved_attributes = self.attributes != attributes
         return stored

@@ -22,6 +22,7 @@ from s3mount.s3.store import (
     Precondition,
     Stored,
 )
+from s3mount.storing import CLASS, STANDARD, lasting
 from s3mount.write.journal import Journal
 from s3mount.write.notes import begin_upload, forget
 from s3mount.write.records import COPYING, DELETING, UNDOING, TreeRecord
@@ -318,7 +319,13 @@ async def copy_object(
     if source.size <= MAX_COPY_SIZE:
         try:
             return await store.copy(
-                source.key, target, headers=None, source_etag=source.etag, condition=condition
+                source.key,
+                target,
+                headers=None,
+                source_etag=source.etag,
+                condition=condition,
+                size=source.size,
+                stored_as=lasting({CLASS: source.storage_class or STANDARD}),
             )
         except (NotFound, InvalidRequest):
             if source.size or not source.key.endswith("/"):

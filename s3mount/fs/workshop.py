@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import trio
@@ -11,6 +10,7 @@ import trio
 from s3mount.attributes import Attributes, encode
 from s3mount.cache.blocks import BlockCache
 from s3mount.memory import MemoryBudget
+from s3mount.rules import HeaderRules
 from s3mount.s3.store import ObjectStore
 from s3mount.write.backlog import Backlog
 from s3mount.write.extents import PartGrid
@@ -36,7 +36,7 @@ class Workshop:
     checksum: Checksum
     max_window: int
     keep_attributes: bool
-    extra_headers: Mapping[str, str]
+    header_rules: HeaderRules
     journal: Journal
     backlog: Backlog
 
@@ -46,7 +46,7 @@ class Workshop:
 
     def marker_headers(self, attributes: Attributes) -> dict[str, str]:
         """What the marker object of a directory says about itself."""
-        headers = {"content-type": DIRECTORY_TYPE, **self.extra_headers}
+        headers = {"content-type": DIRECTORY_TYPE}
         if self.keep_attributes:
             headers.update(encode(attributes))
         return headers

@@ -22,6 +22,7 @@ from s3mount.fs.history import refuse_change_of
 from s3mount.fs.inodes import Inode
 from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.refreshing import Refresher
+from s3mount.fs.storagefacts import StorageFacts
 from s3mount.s3.store import ObjectStore
 
 USER = b"user."
@@ -71,16 +72,20 @@ class Xattrs:
         filesystem: FileSystem,
         changer: Changer,
         facts: ObjectFacts,
+        storage: StorageFacts,
         store: ObjectStore,
     ) -> None:
         self._fs = filesystem
         self._changer = changer
         self._facts = facts
+        self._storage = storage
         self._store = store
         self._refresher = Refresher(filesystem)
 
     async def get(self, number: int, name: bytes) -> bytes:
         """The value of an attribute; raises `PosixError` ENODATA where there is none."""
+        if self._storage.owns(name):
+            return await self._storage.get(self._fs.inodes.get(number), name)
         if ObjectFacts.owns(name):
             return await self._facts.get(self._fs.inodes.get(number), name)
         if not name.startswith(USER):
@@ -103,7 +108,9 @@ class Xattrs:
         if name == Refresher.NAME:
             return await self._refresher.refresh(inode)
         refuse_change_of(inode)
-        if ObjectFacts.owns(name):
+        if self._storage.owns(name):
+            await self._storage.set(inode, name, value)
+        elif ObjectFacts.owns(name):
             await self._facts.set(self._changer, inode, name, value)
         else:
             self._check_namespace(name)
@@ -114,6 +121,9 @@ class Xattrs:
         """Remove an attribute; raises `PosixError` ENODATA where there is none."""
         inode = self._fs.inodes.get(number)
         refuse_change_of(inode)
+        if self._storage.owns(name):
+            await self._storage.set(inode, name, None)
+            return
         if ObjectFacts.owns(name):
             await self._facts.set(self._changer, inode, name, None)
             return

@@ -118,6 +118,7 @@ class _Route:
         if settings.signature == "v2":
             self.signer = SignerV2(settings.region, settings.signed_root)
         self.pool = Pool(Dialer(settings), slots)
+        self.versioned: bool | None = None
         self._slots = slots
 
     def change(self, settings: EndpointSettings) -> None:
@@ -138,8 +139,10 @@ class Calls:
         *,
         timeout: float,
         max_connections: int,
+        headers: Mapping[str, str],
     ) -> None:
         self.timeout = timeout
+        self._headers = headers  # Of every request.
         self.statistics = Statistics()
         self.trace = Trace()
         self._credentials = credentials
@@ -155,6 +158,11 @@ class Calls:
     def settings(self) -> EndpointSettings:
         """The endpoint, as redirects have corrected it."""
         return self._route.settings
+
+    @property
+    def versioned(self) -> bool | None:
+        """Whether answers about objects name versions of them; None before the first one."""
+        return self._route.versioned
 
     @property
     def credential_source(self) -> CredentialSource | None:
@@ -189,8 +197,8 @@ class Calls:
         if self._credentials is None:
             return f"{self.settings.url}{path}?{query}".rstrip("?")
         credentials = self._credentials.current() or await self._credentials.refresh(None)
-        authority = self.settings.authority
-        query = self._route.signer.presign(credentials, authority, path, seconds, query)
+        signer, host = self._route.signer, self.settings.authority
+        query = signer.presign(credentials, host, path, seconds, query, self._headers)
         return f"{self.settings.url}{path}?{query}"
 
     async def call(
@@ -227,6 +235,8 @@ class Calls:
                 continue
             if _succeeded(request, answer):
                 self._budget.succeeded()
+                if not self._route.versioned and request.kind in _OBJECT_KINDS:
+                    self._route.versioned = answer.headers.get(_VERSION, "null") != "null"
                 return answer
             await self._after_refusal(operation, request, answer)
 
@@ -344,7 +354,7 @@ class Calls:
     def _render(self, request: Request, credentials: Credentials | None, asks: bool) -> bytes:
         """Write the head of a request, signed as of now."""
         method, query = request.method, request.query
-        headers = {"host": self.settings.authority, **request.headers}
+        headers = {"host": self.settings.authority, **self._headers, **request.headers}
         if credentials is not None:
             self._route.signer.sign(
                 credentials, method, request.path, query, headers, request.payload_hash
@@ -433,6 +443,8 @@ class Calls:
         reason = refusal_of(explained)
         if error_class(reason.code, reason.status) is Unrecognised:
             self._explanation = refusal = reason
+        elif reason.about_encryption:
+            refusal = reason
         return await self._repair(operation, reason, explained), refusal
 
     def _correct_clock(self, answer: Answer) -> bool:
@@ -466,6 +478,8 @@ class Calls:
         return True
 
 
+_VERSION = "x-amz-version-id"
+_OBJECT_KINDS = frozenset({"PutObject", "HeadObject", "GetObject"})
 _AGENT = f"user-agent: s3mount/{__version__}\r\n"
 
 

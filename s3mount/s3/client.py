@@ -10,17 +10,19 @@ import trio
 
 from s3mount.errors import (
     Changed,
+    Denied,
     InvalidRequest,
     NotFound,
     StoreError,
     Unavailable,
+    Unrecognised,
     Unsupported,
 )
 from s3mount.s3 import lost, xml
 from s3mount.s3.calls import Request
 from s3mount.s3.detour import copy_by_detour, description_of
-from s3mount.s3.faults import error_class, one_line
-from s3mount.s3.http import Answer, body_size
+from s3mount.s3.faults import class_of_refusal, one_line
+from s3mount.s3.http import body_size
 from s3mount.s3.multipart import MultipartUploads
 from s3mount.s3.objects import (
     answered,
@@ -40,6 +42,7 @@ from s3mount.s3.store import (
     Precondition,
     Stored,
 )
+from s3mount.storing import TAG_COUNT, lasting
 
 _DELETE_BATCH = 1000
 _DELETES_AT_ONCE = 16
@@ -51,8 +54,13 @@ class S3Client(MultipartUploads):
     """One bucket, seen from one prefix: an `ObjectStore`."""
 
     def assuming(self, capabilities: Capabilities, timeout: float) -> Self:
-        """A client over the same connections that takes *capabilities* for granted."""
+        """A client over the same connections that takes *capabilities* for granted.
+
+        It is for trials, whose objects need no other storage class: an archive could not even
+        be tried.
+        """
         twin = copy(self)
+        twin._features = self._features.without_class()
         twin.adopt(capabilities)
         twin._calls = self._calls.within(timeout)
         return twin
@@ -68,21 +76,26 @@ class S3Client(MultipartUploads):
     ) -> Stored:
         """Write an object; see `ObjectStore.put`."""
         heeded = self._capabilities.conditional_put
+        wanted = await self._with_tags(key, checked(headers))
+        made = self._features.written(key, body_size(body) if body else 0, wanted)
+        customer = self._keyring.writing
 
         async def write(condition: Precondition) -> Stored:
             supported = self._heeds(condition, heeded)
             await self._check_condition(key, condition, supported)
             await self._let_clock_tick(key)
-            sent = {**checked(headers), **condition_headers(condition, supported)}
+            sent = {**made, **condition_headers(condition, supported), **customer.headers}
 
             async def send(algorithm: str | None) -> Stored:
-                return await self._put(key, body, sent, condition, algorithm, crc)
+                return await self._put_once(key, body, sent, condition, algorithm, crc)
 
             return await self._with_checksum(send)
 
-        return await self._under(key, condition, heeded, write)
+        stored = await self._under(key, condition, heeded, write)
+        self._keyring.fits(key, customer)
+        return stored
 
-    async def _put(
+    async def _put_once(
         self,
         key: str,
         body: Body,
@@ -117,7 +130,8 @@ class S3Client(MultipartUploads):
                 expectation = await _expectation(body, headers, algorithm, crc)
                 self._own_writes.add(key, expectation.met_by)
             raise
-        return await self._stored(key, answer)
+        etag = answer.headers.get("etag") or await self._etag(key)
+        return answered(etag, answer, lasting(headers))
 
     async def try_put(
         self, kind: str, key: str, body: Body, *, query: str, headers: Mapping[str, str]
@@ -143,6 +157,8 @@ class S3Client(MultipartUploads):
         headers: Mapping[str, str] | None,
         source_etag: str | None,
         condition: Precondition = ALWAYS,
+        size: int = 0,
+        stored_as: Mapping[str, str] | None = None,
     ) -> Stored:
         """Copy on the server; see `ObjectStore.copy`."""
         known = self._capabilities
@@ -151,18 +167,28 @@ class S3Client(MultipartUploads):
         supported = self._heeds(condition, known.conditional_copy)
         await self._check_condition(target, condition, supported)
         await self._let_clock_tick(target)
+        wanted: Mapping[str, str]
+        if headers is not None:
+            wanted = checked(headers)
+        elif stored_as is not None:
+            wanted = stored_as
+        else:
+            wanted = lasting((await self.head(source)).headers)
+        made = self._features.copied(target, size, wanted)
         sent = {
             "x-amz-copy-source": self._source(source),
             "x-amz-metadata-directive": "COPY" if headers is None else "REPLACE",
-            **checked(headers or {}),
+            **made,
+            **self._features.copying,
             **condition_headers(condition, supported),
+            **self._keyring.writing.headers,
         }
         if (own := self._stores_own(source_etag)) is not None:
             sent["x-amz-copy-source-if-match"] = own
         request = Request("CopyObject", "PUT", target, self._path(target), headers=sent, slow=True)
         operation = self._calls.begin()
         try:
-            answer = await self._calls.call(request, operation)
+            answer = await self._copy_from(source, request, operation)
         except Changed as error:
             if condition != ALWAYS and operation.uncertain:
                 info = await self._describe(target)
@@ -170,7 +196,9 @@ class S3Client(MultipartUploads):
                     return stored_of(info)
             raise refused(error, condition) from error
         etag = read_answer(request, xml.result, answer)["ETag"]
-        return answered(await self._new_etag(target, etag), answer)
+        self._keyring.fits(target, self._keyring.writing)
+        etag = await self._new_etag(target, etag)
+        return answered(etag, answer, _copied_as(made, wanted))
 
     async def _copy_otherwise(
         self,
@@ -187,11 +215,27 @@ class S3Client(MultipartUploads):
                 raise Changed(f"{source}: it is not the version that was to be copied")
             said = description_of(info)
             return await self.copy(
-                source, target, headers=said, source_etag=info.etag, condition=condition
+                source,
+                target,
+                headers=said,
+                source_etag=info.etag,
+                condition=condition,
+                size=info.size,
             )
         return await copy_by_detour(
             self, source, target, headers=headers, source_etag=source_etag, condition=condition
         )
+
+    async def remove(self, key: str, *, condition: Precondition = ALWAYS) -> None:
+        """Delete an object unless it is held; see `ObjectStore.remove`."""
+        await self.refuse_held(key)
+        try:
+            await self.delete(key, condition=condition)
+        except Unrecognised:
+            raise
+        except Denied:
+            await self._refuse_held(key)  # Most stores do not say why.
+            raise
 
     async def delete(self, key: str, *, condition: Precondition = ALWAYS) -> None:
         """Delete an object; that there is none is no error."""
@@ -264,7 +308,7 @@ class S3Client(MultipartUploads):
         for name, code, message in found:
             if code != "NoSuchKey" and name in named:
                 text = f"DeleteObjects {name}: {one_line(message or code)}"
-                failures[named[name]] = error_class(code, 0)(text, code=code)
+                failures[named[name]] = class_of_refusal(code, 0, message)(text, code=code)
         return failures
 
     # ------------------------------------------------------------ what they share
@@ -281,8 +325,11 @@ class S3Client(MultipartUploads):
             self.adopt(replace(self._capabilities, checksum=None))
             return result
 
-    async def _stored(self, key: str, answer: Answer) -> Stored:
-        return answered(await self._new_etag(key, answer.headers.get("etag", "")), answer)
+
+def _copied_as(made: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """How a copy is stored: as its headers say, and with the tags of its source."""
+    count = {TAG_COUNT: wanted[TAG_COUNT]} if TAG_COUNT in wanted else {}
+    return lasting({**made, **count})
 
 
 async def _expectation(

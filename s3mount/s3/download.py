@@ -1,6 +1,6 @@
 """One GET into buffers, over as many attempts as it takes: each asks for what is missing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
@@ -44,7 +44,7 @@ class Download:
     def request(self) -> Request:
         """The request for what is still missing."""
         first = self._start + self.received
-        headers = {}
+        headers = dict(self._request.headers)
         if first or not self._whole:
             headers["range"] = f"bytes={first}-{self._start + self._room - 1}"
         if self._etag is not None:
@@ -52,6 +52,10 @@ class Download:
         if self._start == 0:
             headers["x-amz-checksum-mode"] = "ENABLED"
         return self._request._replace(headers=headers)
+
+    def ask_with(self, headers: Mapping[str, str]) -> None:
+        """Make the requests from now on with these headers: those of another key."""
+        self._request = self._request._replace(headers=headers)
 
     def restart(self) -> None:
         """Forget what has arrived."""

@@ -1,5 +1,6 @@
 """What stores answer when they refuse: one table from their codes to our errors."""
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from s3mount.errors import (
     Changed,
     Corrupt,
     Denied,
+    Held,
     InvalidName,
     InvalidRange,
     InvalidRequest,
@@ -63,6 +65,8 @@ ERROR_OF_CODE: Mapping[str, type[StoreError]] = {
     "NoSuchUpload": NotFound,
     "NotImplemented": Unsupported,
     "ObjectParentIsFile": InvalidName,
+    "ObjectLocked": Held,
+    "ObjectNotInActiveTierError": Archived,
     "OperationAborted": Unavailable,
     "PermanentRedirect": WrongRegion,
     "PreconditionFailed": Changed,
@@ -162,9 +166,14 @@ class Refusal(NamedTuple):
             return True
         return self.status in _TRANSIENT_STATUSES and self.code not in ERROR_OF_CODE
 
+    @property
+    def about_encryption(self) -> bool:
+        """Whether a key is missing or wrong, so that an object cannot be read."""
+        return _is_about_encryption(self.code, self.message)
+
     def error(self, what: str) -> StoreError:
         """Our error for it; *what* names the call and the key."""
-        kind = error_class(self.code, self.status)
+        kind = class_of_refusal(self.code, self.status, self.message)
         reason = self.message or self.code or f"the store answered {self.status}"
         details = [self.code or f"status {self.status}"]
         if self.request_id:
@@ -186,6 +195,27 @@ def error_class(code: str, status: int) -> type[StoreError]:
     if known is not None:
         return known
     return ERROR_OF_STATUS.get(status, Unavailable if status >= 500 else InvalidRequest)
+
+
+# Several stores say by the message only what a general code is about.
+_ABOUT_HOLDS = re.compile(r"\bWORM\b|object lock|\bretention\b|legal hold", re.IGNORECASE)
+_ABOUT_ENCRYPTION = re.compile("server.side encryption|encryption parameters", re.IGNORECASE)
+_GENERAL_CODES = frozenset({"AccessDenied", "InvalidRequest"})
+
+
+def class_of_refusal(code: str, status: int, message: str) -> type[StoreError]:
+    """The class of error for a code and the message that came with it."""
+    if code in _GENERAL_CODES and message:
+        if _ABOUT_HOLDS.search(message):
+            return Held
+        if _is_about_encryption(code, message):
+            return Denied
+    return error_class(code, status)
+
+
+def _is_about_encryption(code: str, message: str) -> bool:
+    """Whether a key is missing or wrong, so that an object cannot be read."""
+    return code == "InvalidRequest" and _ABOUT_ENCRYPTION.search(message) is not None
 
 
 def one_line(text: str) -> str:

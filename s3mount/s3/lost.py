@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 
 from s3mount.s3 import checksum
 from s3mount.s3.store import ObjectInfo, PartDone
+from s3mount.storing import is_encrypted_apart
 
 _MD5_ETAG = re.compile(r'"?([0-9a-f]{32})"?')
 _CLOCK_SLACK_SECONDS = 2.0
@@ -38,7 +39,8 @@ class Expectation:
         stored = checksum.stored(info.headers)
         if stored is not None and self.checksum is not None and stored[0] == self.checksum[0]:
             return stored[1] == self.checksum[1]
-        if self.md5 is not None and _MD5_ETAG.fullmatch(info.etag):
+        plain = not is_encrypted_apart(info.headers)
+        if plain and self.md5 is not None and _MD5_ETAG.fullmatch(info.etag):
             return info.etag.strip('"') == self.md5
         # Neither is told: size and metadata with the time of the change in ns have to do.
         return "mtime" in self.metadata

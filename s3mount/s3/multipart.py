@@ -1,16 +1,28 @@
 """Multipart uploads: parts sent and copied, and completed under a condition."""
 
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import trio
 
-from s3mount.errors import Changed, InvalidRequest, NotFound, Unavailable, Unsupported
+from s3mount.errors import (
+    Archived,
+    Asleep,
+    Changed,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+    Unsupported,
+)
 from s3mount.s3 import checksum, lost, xml
 from s3mount.s3.calls import Request
 from s3mount.s3.conditional import OwnWrites, over_what_is_there
+from s3mount.s3.customerkeys import CustomerKey
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
+from s3mount.s3.features import PLAIN, Features
+from s3mount.s3.http import Answer
 from s3mount.s3.objects import (
     answered,
     checked,
@@ -22,7 +34,7 @@ from s3mount.s3.objects import (
     refused,
     stored_of,
 )
-from s3mount.s3.reading import BucketReader
+from s3mount.s3.retry import Operation
 from s3mount.s3.sigv4 import UNSIGNED_PAYLOAD, canonical_query
 from s3mount.s3.store import (
     ALWAYS,
@@ -36,13 +48,15 @@ from s3mount.s3.store import (
     Precondition,
     Stored,
 )
+from s3mount.s3.subresources import Subresources
+from s3mount.storing import TAG_COUNT, TAGGING, lasting
 
-_MAX_PLAIN_UPLOADS = 1000
+_MAX_REMEMBERED_UPLOADS = 1000
 _TICK_SECONDS = 1.1  # A store tells whole seconds.
 _T = TypeVar("_T")
 
 
-class MultipartUploads(BucketReader):
+class MultipartUploads(Subresources):
     """A bucket in which objects can be made out of parts."""
 
     def __init__(
@@ -55,6 +69,7 @@ class MultipartUploads(BucketReader):
         capabilities: Capabilities,
         timeout: float,
         max_connections: int,
+        features: Features = PLAIN,
     ) -> None:
         super().__init__(
             settings,
@@ -64,12 +79,14 @@ class MultipartUploads(BucketReader):
             capabilities=capabilities,
             timeout=timeout,
             max_connections=max_connections,
+            features=features,
         )
         # What the store takes, until it refuses: uploads with a checksum of the whole, and
         # parts with one of their own in an upload without.
         self._upload_checksums = True
         self._part_checksums = True
         self._plain_uploads: dict[str, bool] = {}
+        self._stored_as: dict[str, Mapping[str, str]] = {}  # What uploads will be, by their id.
         self._own_writes = OwnWrites()
         self._ticks: dict[str, float] = {}  # When a key may be written again.
 
@@ -77,6 +94,13 @@ class MultipartUploads(BucketReader):
         self, key: str, *, headers: Mapping[str, str], copies: bool = True
     ) -> str:
         """Begin a multipart upload and return its id; see `ObjectStore.create_upload`."""
+        made = self._features.written(key, None, await self._with_tags(key, checked(headers)))
+        upload = await self._begin_upload(key, {**made, **self._keyring.writing.headers}, copies)
+        self._keyring.fits(upload, self._keyring.writing)
+        _remember(self._stored_as, upload, lasting(made))
+        return upload
+
+    async def _begin_upload(self, key: str, headers: Mapping[str, str], copies: bool) -> str:
         algorithm = self._capabilities.checksum
         if not self._upload_checksums or (copies and not self._capabilities.copy_part_checksum):
             algorithm = None
@@ -86,16 +110,21 @@ class MultipartUploads(BucketReader):
                 "x-amz-checksum-type": "FULL_OBJECT",
             }
             try:
-                return await self._create_upload(key, {**checked(headers), **marks})
+                return await self._create_upload(key, {**headers, **marks})
             except (InvalidRequest, Unsupported):
-                upload = await self._create_upload(key, checked(headers))
+                upload = await self._create_upload(key, headers)
                 self._upload_checksums = False
         else:
-            upload = await self._create_upload(key, checked(headers))
-        self._plain_uploads[upload] = True
-        if len(self._plain_uploads) > _MAX_PLAIN_UPLOADS:
-            del self._plain_uploads[next(iter(self._plain_uploads))]
+            upload = await self._create_upload(key, headers)
+        _remember(self._plain_uploads, upload, True)
         return upload
+
+    async def _with_tags(self, key: str, headers: dict[str, str]) -> dict[str, str]:
+        """The headers of a new version of an object, with the tags that the old one has."""
+        if headers.pop(TAG_COUNT, "0") != "0":
+            with contextlib.suppress(NotFound):  # A new object under this name.
+                headers[TAGGING] = self._features.tags_with(await self.tags(key))
+        return headers
 
     async def _create_upload(self, key: str, headers: Mapping[str, str]) -> str:
         path = self._path(key)
@@ -141,7 +170,11 @@ class MultipartUploads(BucketReader):
             body=body,
             payload_hash=await self._payload_hash(body),
         )
-        answer = await self._calls.call(request)
+
+        async def send(customer: CustomerKey) -> Answer:
+            return await self._calls.call(request._replace(headers={**headers, **customer.headers}))
+
+        answer = await self._with_key(upload_id, send)
         etag = answer.headers.get("etag")
         if not etag:
             raise Unavailable(f"{request.what}: the store does not name the part that it took")
@@ -169,15 +202,34 @@ class MultipartUploads(BucketReader):
                 "x-amz-copy-source": self._source(source),
                 "x-amz-copy-source-range": f"bytes={start}-{stop - 1}",
                 **_if_match(self._stores_own(source_etag)),
+                **self._features.copying,
+                **self._keyring.guess(upload_id).headers,
             },
             slow=True,
         )
-        fields = read_answer(request, xml.result, await self._calls.call(request))
+        fields = read_answer(request, xml.result, await self._copy_from(source, request))
         algorithm = self._capabilities.checksum
         crc = None
         if algorithm is not None:
             crc = checksum.decode(algorithm, fields.get(checksum.element_of(algorithm)))
         return PartDone(number, fields["ETag"], crc)
+
+    async def _copy_from(
+        self, source: str, request: Request, operation: Operation | None = None
+    ) -> Answer:
+        """Make a call that copies *source*, with the key that opens it, once it is awake."""
+
+        async def send(key_headers: Mapping[str, str]) -> Answer:
+            headers = {**request.headers, **key_headers}
+            return await self._calls.call(request._replace(headers=headers), operation)
+
+        async def copy() -> Answer:
+            return await self._with_source_key(source, send)
+
+        try:
+            return await self._restorer.when_restored(source, copy, self.head)
+        except Archived as error:
+            raise Asleep(str(error), code=error.code, status=error.status) from error
 
     async def complete_upload(
         self,
@@ -243,7 +295,11 @@ class MultipartUploads(BucketReader):
             key,
             self._path(key),
             canonical_query([("uploadId", upload_id)]),
-            headers={"content-type": "application/xml", **conditions},
+            headers={
+                "content-type": "application/xml",
+                **conditions,
+                **self._keyring.guess(upload_id).headers,
+            },
             body=[body],
             payload_hash=hashlib.sha256(body).hexdigest(),
             slow=True,
@@ -265,7 +321,9 @@ class MultipartUploads(BucketReader):
         etag = read_answer(request, xml.result, answer)["ETag"]
         if not self._capabilities.complete_names_etag:
             etag = ""
-        return answered(await self._new_etag(key, etag), answer)
+        self._keyring.fits(key, self._keyring.guess(upload_id))
+        etag = await self._new_etag(key, etag)
+        return answered(etag, answer, self._stored_as.pop(upload_id, None))
 
     async def _new_etag(self, key: str, answered: str) -> str:
         """The ETag of what was just written, of which the store has *answered* one, or none."""
@@ -322,7 +380,8 @@ class MultipartUploads(BucketReader):
             if marker:
                 query.append(("part-number-marker", marker))
             path, text = self._path(key), canonical_query(query)
-            request = Request("ListParts", "GET", key, path, text)
+            headers = self._keyring.guess(upload_id).headers
+            request = Request("ListParts", "GET", key, path, text, headers)
             page = read_answer(request, xml.part_page, await self._calls.call(request))
             found.extend(self._listed_part(request, fields) for fields in page.parts)
             if not page.following or page.following == marker or len(found) >= MAX_PARTS:
@@ -358,3 +417,10 @@ class MultipartUploads(BucketReader):
 
 def _if_match(etag: str | None) -> dict[str, str]:
     return {} if etag is None else {"x-amz-copy-source-if-match": etag}
+
+
+def _remember(table: dict[str, _T], upload_id: str, what: _T) -> None:
+    """Note something of an upload, and forget the eldest of a thousand."""
+    table[upload_id] = what
+    if len(table) > _MAX_REMEMBERED_UPLOADS:
+        del table[next(iter(table))]

@@ -23,6 +23,7 @@ from s3mount.s3.store import (
     Precondition,
     Stored,
 )
+from s3mount.storing import lasting
 
 _NANOSECONDS = 1_000_000_000
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -124,13 +125,14 @@ def refused(error: StoreError, condition: Precondition) -> StoreError:
 
 def stored_of(info: ObjectInfo) -> Stored:
     """What a write would have answered that made this object."""
-    return Stored(info.etag, info.headers.get("x-amz-version-id"))
+    version_id = info.headers.get("x-amz-version-id")
+    return Stored(info.etag, version_id, stored_as=lasting(info.headers))
 
 
-def answered(etag: str, answer: Answer) -> Stored:
+def answered(etag: str, answer: Answer, stored_as: Mapping[str, str] | None) -> Stored:
     """What the answer to a write says of the object that has *etag* now."""
     moment_ns = http_date_ns(answer.headers.get("date", ""))
-    return Stored(etag, answer.headers.get("x-amz-version-id"), moment_ns)
+    return Stored(etag, answer.headers.get("x-amz-version-id"), moment_ns, stored_as)
 
 
 async def checksum_header(

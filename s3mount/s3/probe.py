@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import trio
 
 from s3mount.errors import Changed, Denied, Exists, StoreError
+from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
 from s3mount.s3.objects import NO_SIZE
 from s3mount.s3.oddities import prefixes_vanish, refused_names
@@ -29,6 +30,8 @@ from s3mount.s3.store import (
 _TIMEOUT_SECONDS = 10.0
 _PATIENCE_SECONDS = 30.0
 _WRONG = Precondition(etag='"00000000000000000000000000000000"')
+
+_COPIED = b"234"  # What parts under trial consist of.
 
 _LISTED_HEADERS = {
     "cache-control": "max-age=1",
@@ -313,7 +316,7 @@ class _Probe:
         if isinstance(name, StoreError):
             return []
         self._uploads[upload.key] = upload.name = name
-        part = await _outcome(lambda: client.upload_part(upload.key, name, 1, [b"234"]))
+        part = await _outcome(lambda: client.upload_part(upload.key, name, 1, [_COPIED]))
         return [part] if isinstance(part, PartDone) else []
 
     async def _try_complete(self, occupied: _Upload, vacant: _Upload) -> None:
@@ -332,10 +335,19 @@ class _Probe:
         vacant.stored = taken if isinstance(taken, Stored) else None
 
     async def _judge_copied(self, marked: _Upload, unmarked: _Upload) -> None:
-        copied = unmarked.copied and await self._holds(unmarked.key, b"234")
+        copied = unmarked.copied and await self._holds(unmarked.key, _COPIED)
         self._found["copy_part"] = copied
         if copied:
-            self._found["copy_part_checksum"] = marked.copied
+            # RustFS tells that of the encrypted bytes where customers have the key.
+            self._found["copy_part_checksum"] = marked.copied and self._tells_checksum(marked)
+
+    def _tells_checksum(self, upload: _Upload) -> bool:
+        """Whether the checksum that came with a copied part is the one of its bytes, if any did."""
+        algorithm = self._client.capabilities.checksum
+        told = [part.crc for part in upload.parts if part.crc is not None]
+        if algorithm is None or not told:
+            return True
+        return told == [checksum.function(algorithm)(_COPIED, 0)]
 
     async def _judge_etag(self, upload: _Upload) -> None:
         if upload.stored is not None:

@@ -1,10 +1,10 @@
 """What can be asked of a bucket: HEAD, ranges, listings, and whether it is there at all."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import trio
 
@@ -23,13 +23,18 @@ from s3mount.errors import (
 from s3mount.s3 import checksum, listing, xml
 from s3mount.s3.calls import Request, Statistics
 from s3mount.s3.changes import ChangeSource
+from s3mount.s3.customerkeys import CustomerKey, Keyring
 from s3mount.s3.download import Download
 from s3mount.s3.endpoint import CredentialSource, EndpointSettings
 from s3mount.s3.escaping import escaping_of
+from s3mount.s3.features import PLAIN, Features
+from s3mount.s3.http import Answer
 from s3mount.s3.identity import identify, stores_own
+from s3mount.s3.keyed import KeyedReader
 from s3mount.s3.listening import Listener
 from s3mount.s3.objects import demand_s3, object_info, read_answer
 from s3mount.s3.ownwrites import OwnWrites
+from s3mount.s3.restoring import Restorer
 from s3mount.s3.retry import Operation
 from s3mount.s3.sigv4 import escape_key
 from s3mount.s3.sqs import Queue, queue_calls
@@ -45,11 +50,12 @@ from s3mount.s3.streaming import StreamingCalls
 from s3mount.tracing import Trace
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _LOOKS_AT_ONCE = 16
 
 
-class BucketReader:
+class BucketReader(KeyedReader):
     """What can be asked of one bucket, seen from *prefix* (empty, or ending in ``/``).
 
     Without *credentials* requests are not signed.  A call gives up after *timeout* seconds
@@ -66,13 +72,21 @@ class BucketReader:
         capabilities: Capabilities,
         timeout: float,
         max_connections: int,
+        features: Features = PLAIN,
     ) -> None:
         self.bucket = bucket
         self.prefix = prefix
         self._capabilities = capabilities
+        self._features = features
+        self._keyring = Keyring(features.choices.customer_keys)
         self._calls = StreamingCalls(
-            settings, credentials, timeout=timeout, max_connections=max_connections
+            settings,
+            credentials,
+            timeout=timeout,
+            max_connections=max_connections,
+            headers=features.common,
         )
+        self._restorer = Restorer(self._calls, self._path, features.choices)
 
     async def __aenter__(self) -> Self:
         return self
@@ -139,7 +153,10 @@ class BucketReader:
         return self._calls.settings.root or "/"
 
     def _source(self, key: str) -> str:
-        return f"/{self.bucket}/{escape_key(self._name(key))}"
+        escaped = escape_key(self._name(key))
+        if self.bucket.startswith("arn:"):  # An access point.
+            return f"{self.bucket}/object/{escaped}"
+        return f"/{self.bucket}/{escaped}"
 
     def changes(self, queue: str = "") -> ChangeSource:
         """Who tells of changes by others: the store itself, or a *queue* of SQS (its URL)."""
@@ -167,18 +184,7 @@ class BucketReader:
 
     async def head(self, key: str) -> ObjectInfo:
         """Describe the object at *key*."""
-        return await self._head(Request("HeadObject", "HEAD", key, *await self._place(key)))
-
-    async def _head(self, request: Request) -> ObjectInfo:
-        """Describe an object by HEAD; where that does not tell the size, by a GET of one byte."""
-        size = None
-        if not self._capabilities.head_size:
-            try:
-                return await self.get(request.key, 0, [memoryview(bytearray(1))], etag=None)
-            except InvalidRange:
-                size = 0  # There is no first byte.
-        answer = await self._calls.call(request)
-        return self._identified(object_info(request.key, answer.headers, size))
+        return await self._head(key, {})
 
     def _identified(self, info: ObjectInfo) -> ObjectInfo:
         """What was told of an object, with an ETag that is one."""
@@ -194,16 +200,41 @@ class BucketReader:
 
     async def _describe(self, key: str) -> ObjectInfo | None:
         """HEAD with checksums; None when there is nothing."""
-        asked = {"x-amz-checksum-mode": "ENABLED"}
         try:
-            request = Request("HeadObject", "HEAD", key, *await self._place(key), headers=asked)
-            return await self._head(request)
+            return await self._head(key, {"x-amz-checksum-mode": "ENABLED"})
         except NotFound:
             return None
 
     def _heeds(self, condition: Precondition, supported: bool) -> bool:
         """Whether the store checks *condition*, given that it has such conditions at all."""
         return supported and (condition.etag is None or self._capabilities.distinct_etags)
+
+    async def _head(self, key: str, headers: Mapping[str, str]) -> ObjectInfo:
+        """Describe an object by HEAD; where that does not tell the size, by a GET of one byte."""
+        size = None
+        if not self._capabilities.head_size:
+            try:
+                return await self.get(key, 0, [memoryview(bytearray(1))], etag=None)
+            except InvalidRange:
+                size = 0  # There is no first byte.
+        request = Request("HeadObject", "HEAD", key, *await self._place(key), headers=headers)
+
+        async def send(customer: CustomerKey) -> Answer:
+            keyed = request._replace(headers={**headers, **customer.headers})
+            return await self._calls.call(keyed if customer.headers else request)
+
+        try:
+            answer = await self._with_key(key, send)
+        except InvalidRequest as error:
+            if error.status == 400 and not error.code:
+                await self._explain(request)
+            raise
+        return self._identified(object_info(key, answer.headers, size))
+
+    async def _explain(self, request: Request) -> None:
+        """Raise the error that a HEAD, which has no body, cannot tell: perhaps a key is missing."""
+        headers = {**request.headers, "range": "bytes=0-0"}
+        await self._calls.call(request._replace(kind="GetObject", method="GET", headers=headers))
 
     async def _etag(self, key: str) -> str:
         return (await self.head(key)).etag
@@ -236,28 +267,45 @@ class BucketReader:
         progress: Callable[[int], None] | None = None,
         urgent: bool = True,
         size: int | None = None,
+        restore: bool = False,
     ) -> ObjectInfo:
         """Fill the buffers *into* with the bytes from *start* on; see `ObjectStore.get`."""
         request = Request("GetObject", "GET", key, *await self._place(key), urgent=urgent)
         own = self._stores_own(etag)
         download = Download(request, start, into, own, progress, size)
-        try:
+
+        async def send(customer: CustomerKey) -> None:
+            download.ask_with(customer.headers)
             await self._calls.call(request, incoming=download)
-        except InvalidRange as error:
-            # RustFS looks at the range first: of a shorter version it says just that.
-            if etag is not None and (info := await self._describe(key)) and info.etag != etag:
-                raise Changed(f"{request.what}: the object was replaced") from error
-            raise
+
+        async def fetch() -> None:
+            try:
+                await self._with_key(key, send)
+            except InvalidRange as error:
+                await self._refuse_replaced(request, etag, error)
+                raise
+
+        if restore:
+            await self._restorer.when_restored(key, fetch, self.head)
+        else:
+            await fetch()
         if download.damaged():
             log.warning("%s does not match its checksum, fetching it again", request.what)
             download.restart()
-            await self._calls.call(request, incoming=download)
+            await fetch()
             if download.damaged():
                 raise download.corrupt()
         info = self._identified(object_info(key, download.headers, download.size))
         if own != etag and info.etag != etag:
             raise Changed(f"{request.what}: the object was replaced")
         return info
+
+    async def _refuse_replaced(
+        self, request: Request, etag: str | None, error: InvalidRange
+    ) -> None:
+        """RustFS looks at the range first: of a shorter version it says just that."""
+        if etag is not None and (info := await self._describe(request.key)) and info.etag != etag:
+            raise Changed(f"{request.what}: the object was replaced") from error
 
     async def stored_checksum(self, key: str, *, etag: str) -> StoredChecksum | None:
         """The checksum of a whole version; see `ObjectStore.stored_checksum`."""

@@ -108,6 +108,15 @@ class Resolved:
     credentials: SessionCredentials | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Which of AWS's endpoints for one region is meant."""
+
+    dual_stack: bool = False
+    fips: bool = False
+    accelerate: bool = False
+
+
 def resolve(
     bucket: str,
     *,
@@ -122,6 +131,7 @@ def resolve(
     credentials_file: Path | None = None,
     passwd_file: Path | None = None,
     signature: str = "v4",
+    variant: Variant | None = None,
 ) -> Resolved:
     """Find endpoint, region and credentials for *bucket* the way AWS tools do.
 
@@ -134,7 +144,7 @@ def resolve(
     _repair_home()
     try:
         session = _session(profile, region, credentials_file)
-        settings = _settings(session, bucket, endpoint_url, path_style)
+        settings = _settings(session, bucket, endpoint_url, path_style, variant or Variant())
         settings = replace(
             settings,
             verify_ssl=verify_ssl,
@@ -213,38 +223,71 @@ def _unknown_profile(error: Exception) -> str:
 
 
 def _settings(
-    session: Any, bucket: str, endpoint_url: str | None, path_style: bool | None
+    session: Any, bucket: str, endpoint_url: str | None, path_style: bool | None, variant: Variant
 ) -> EndpointSettings:
     """Let botocore write the URL of a key, and read off it where the bucket is.
 
     So that whatever it supports (dual-stack, FIPS, acceleration, access points, services
     sections) works here too.
     """
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    def client(style: str) -> Any:
-        config = Config(signature_version=UNSIGNED, s3={"addressing_style": style})
-        return session.create_client("s3", endpoint_url=endpoint_url or None, config=config)
-
-    style = "path" if path_style else "virtual"
-    chosen = client(style)
+    chosen = _client(session, endpoint_url, "path" if path_style else "virtual", variant)
     if path_style is None and not _is_aws(chosen.meta.endpoint_url):
-        chosen = client("path")
+        chosen = _client(session, endpoint_url, "path", variant)
     elif path_style is None and "." in bucket:
-        chosen = client("auto")  # A wildcard certificate covers no dots: botocore sees to that.
+        # A wildcard certificate covers no dots: botocore sees to that.
+        chosen = _client(session, endpoint_url, "auto", variant)
     url = chosen.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": _PROBE_KEY})
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise MountError(f"{endpoint_url}: an endpoint is http://HOST[:PORT] or https://...", 1)
+    _refuse_other_services(bucket, parts.hostname)
     return EndpointSettings(
         scheme=parts.scheme,
         host=parts.hostname,
         port=parts.port or (443 if parts.scheme == "https" else 80),
         root=parts.path[: -len(f"/{_PROBE_KEY}")],
-        region=chosen.meta.region_name or "us-east-1",
+        region=_region_of_arn(bucket) or chosen.meta.region_name or "us-east-1",
         virtual_host=not unquote(parts.path).endswith(f"/{bucket}/{_PROBE_KEY}"),
     )
+
+
+def _client(session: Any, endpoint_url: str | None, style: str, variant: Variant) -> Any:
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    s3: dict[str, object] = {"addressing_style": style}
+    more: dict[str, object] = {}
+    # What is not asked for is left to the user's AWS configuration.
+    if variant.accelerate:
+        s3["use_accelerate_endpoint"] = True
+    if variant.dual_stack:
+        more["use_dualstack_endpoint"] = True
+    if variant.fips:
+        more["use_fips_endpoint"] = True
+    config = Config(signature_version=UNSIGNED, s3=s3, **more)
+    return session.create_client("s3", endpoint_url=endpoint_url or None, config=config)
+
+
+def _region_of_arn(bucket: str) -> str:
+    """The region that an access point is in, whatever region else is configured."""
+    return bucket.split(":")[3] if bucket.startswith("arn:") else ""
+
+
+def _refuse_other_services(bucket: str, host: str) -> None:
+    """Raise `MountError` for what has the name of a bucket, and is signed in another way."""
+    if not bucket.startswith("arn:"):
+        return
+    for name, what in _OTHER_SERVICES.items():
+        if name in host or name in bucket:
+            raise MountError(f"{bucket}: {what} cannot be mounted", 1)
+
+
+_OTHER_SERVICES = {
+    "s3-outposts": "a bucket on Outposts",
+    "s3-object-lambda": "an Object Lambda access point",
+    ".mrap": "a multi-region access point (use the one of a region)",
+    "s3-global": "a multi-region access point (use the one of a region)",
+}
 
 
 def _is_aws(url: str) -> bool:

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import time
+from collections.abc import Mapping
 from email.utils import formatdate
 from urllib.parse import quote_plus, unquote
 
@@ -51,17 +52,25 @@ class SignerV2:
         headers["authorization"] = f"AWS {credentials.access_key}:{signature}"
 
     def presign(
-        self, credentials: Credentials, host: str, path: str, seconds: int, asked: str = ""
+        self,
+        credentials: Credentials,
+        host: str,
+        path: str,
+        seconds: int,
+        asked: str,
+        extra: Mapping[str, str],
     ) -> str:
         """The query that authenticates a GET of *path* from now on, for *seconds*.
 
-        It includes the query *asked*, which is written canonically.
+        It includes the query *asked*, which is written canonically, and *extra*, what headers
+        would say: a link has none.
         """
         expires = str(int(time.time() + self.clock_offset) + seconds)
-        query, headers = f"{asked}&" if asked else "", {}
+        headers = dict(extra)
         if credentials.token:
             headers["x-amz-security-token"] = credentials.token
-            query += f"x-amz-security-token={quote_plus(credentials.token)}&"
+        said = [f"{name}={quote_plus(value)}&" for name, value in headers.items()]
+        query = (f"{asked}&" if asked else "") + "".join(said)
         signature = self._signature(credentials, "GET", path, asked, headers, expires)
         return (
             f"{query}AWSAccessKeyId={quote_plus(credentials.access_key)}"

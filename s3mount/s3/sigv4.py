@@ -6,7 +6,7 @@ The path is signed as it is sent: S3 is the one service that does not normalise 
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
 from s3mount.errors import InvalidName
@@ -108,11 +108,18 @@ class Signer:
         )
 
     def presign(
-        self, credentials: Credentials, host: str, path: str, seconds: int, asked: str = ""
+        self,
+        credentials: Credentials,
+        host: str,
+        path: str,
+        seconds: int,
+        asked: str,
+        extra: Mapping[str, str],
     ) -> str:
         """The query that authenticates a GET of *path* from now on, for *seconds*.
 
-        It includes the query *asked*, which is written canonically.
+        It includes the query *asked*, which is written canonically, and *extra*, what headers
+        would say: a link has none.
         """
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(time.time() + self.clock_offset))
         key = self._signing_key(credentials, stamp[:8])
@@ -122,6 +129,7 @@ class Signer:
             "X-Amz-Date": stamp,
             "X-Amz-Expires": str(seconds),
             "X-Amz-SignedHeaders": "host",
+            **extra,
         }
         if credentials.token:
             parameters["X-Amz-Security-Token"] = credentials.token

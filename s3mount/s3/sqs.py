@@ -42,7 +42,7 @@ def queue_calls(url: str, beside: EndpointSettings, credentials: CredentialSourc
         ca_bundle=beside.ca_bundle,
         service="sqs",
     )
-    return Calls(settings, credentials, timeout=PATIENCE, max_connections=_CONNECTIONS)
+    return Calls(settings, credentials, timeout=PATIENCE, max_connections=_CONNECTIONS, headers={})
 
 
 class Queue:

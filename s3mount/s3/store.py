@@ -87,10 +87,7 @@ class ListedVersion(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class VersionPage:
-    """One page of versions, those of one key together and the newest first.
-
-    `prefixes` end in ``/``; `token` continues, None ends.
-    """
+    """One page of versions, those of one key together, newest first; else as `ListPage`."""
 
     versions: Sequence[ListedVersion]
     prefixes: Sequence[str]
@@ -113,12 +110,14 @@ Body = Sequence[Buffer] | FileSlice
 class Stored:
     """What the store says of an object that it has just taken.
 
-    `moment_ns` is when it said so, by its own clock (0: it did not tell).
+    `moment_ns` is when it said so, by its own clock (0: it did not tell).  `stored_as` is what
+    `s3mount.storing.lasting` says of it, None where that is not known.
     """
 
     etag: str
     version_id: str | None = None
     moment_ns: int = 0
+    stored_as: Mapping[str, str] | None = None
 
     def between(self, began_ns: int) -> tuple[int, int]:
         """The moments between which Last-Modified lies, of a write that we began at *began_ns*.
@@ -258,6 +257,37 @@ class ObjectLinks(Protocol):
         ...
 
 
+class ObjectExtras(Protocol):
+    """What hangs on an object beside its bytes, and is changed without a new version of them.
+
+    All methods raise `StoreError`, `Unsupported` where the store has no such thing.
+    """
+
+    async def tags(self, key: str) -> Mapping[str, str]:
+        """The tags of an object."""
+        ...
+
+    async def set_tags(self, key: str, tags: Mapping[str, str]) -> None:
+        """Give an object these tags and no others."""
+        ...
+
+    async def set_acl(self, key: str, acl: str) -> None:
+        """Give an object a canned ACL."""
+        ...
+
+    async def set_legal_hold(self, key: str, held: bool) -> None:
+        """Begin or end a legal hold of an object."""
+        ...
+
+    async def set_retention(self, key: str, mode: str, until: str) -> None:
+        """Retain an object in *mode* until a moment in ISO 8601."""
+        ...
+
+    async def restore(self, key: str, days: int) -> None:
+        """Ask for an archived object to be readable for some *days*; it may take hours."""
+        ...
+
+
 class ObjectHistory(Protocol):
     """The older versions of the objects of a bucket.
 
@@ -310,6 +340,7 @@ class ObjectStore(Protocol):
         progress: Callable[[int], None] | None = None,
         urgent: bool = True,
         size: int | None = None,
+        restore: bool = False,
     ) -> ObjectInfo:
         """Fill the buffers *into*, one after the other, with the bytes from *start* on.
 
@@ -319,6 +350,8 @@ class ObjectStore(Protocol):
         not inside the object (an empty object has no inside).  A request that is not *urgent*
         yields its place in the queue for a connection.  Who knows the *size* of the object should
         tell: many stores send the checksum only with a whole object that no range was asked of.
+        An archived object is `Archived`; with *restore* somebody needs its bytes, so that the
+        mount says so, or has it restored, as it is told to.
         """
         ...
 
@@ -365,12 +398,27 @@ class ObjectStore(Protocol):
         headers: Mapping[str, str] | None,
         source_etag: str | None,
         condition: Precondition = ALWAYS,
+        size: int = 0,
+        stored_as: Mapping[str, str] | None = None,
     ) -> Stored:
-        """Copy on the server, at most `MAX_COPY_SIZE`; *headers* replace metadata (None: keep)."""
+        """Copy on the server, at most `MAX_COPY_SIZE`; *headers* replace metadata (None: keep).
+
+        *size* is that of the object.  Where *headers* is None, *stored_as* are those of them
+        that say how the object is stored (see `s3mount.storing`): a copy does not keep that by
+        itself.  Without either the store is asked.
+        """
         ...
 
     async def delete(self, key: str, *, condition: Precondition = ALWAYS) -> None:
         """Delete an object; that there is none is no error."""
+        ...
+
+    async def awaken(self, key: str) -> None:
+        """Return when the bytes of an archived object can be read; raises `Asleep`."""
+        ...
+
+    async def remove(self, key: str, *, condition: Precondition = ALWAYS) -> None:
+        """Delete an object for somebody who asked for that; raises `Held` where it is held."""
         ...
 
     async def delete_many(self, keys: Sequence[str]) -> Mapping[str, StoreError]:

@@ -295,6 +295,8 @@ def _listed_headers(
         found = item.find(f"{namespace}UserMetadata")
         if found is not None and len(found):
             mine = {child.tag[cut:].lower(): child.text or "" for child in found}
+            if tags := item.findtext(f"{namespace}UserTags"):
+                mine["x-amz-tagging-count"] = str(tags.count("&") + 1)  # As HEAD says it.
             if not any(character in value for value in mine.values() for character in "\r\n"):
                 headers[listed.key] = mine
     return headers
