@@ -130,7 +130,7 @@ class S3Client(MultipartUploads):
                 expectation = await _expectation(body, headers, algorithm, crc)
                 self._own_writes.add(key, expectation.met_by)
             raise
-        etag = answer.headers.get("etag") or await self._etag(key)
+        etag = await self._new_etag(key, answer.headers.get("etag", ""))
         return answered(etag, answer, lasting(headers))
 
     async def try_put(
