@@ -36,6 +36,7 @@ from s3mount.reporting import Observed
 from s3mount.s3 import checksum
 from s3mount.s3.versions import HistoryClient
 from s3mount.service import (
+    ask_for_patience,
     dump_state,
     heed_signals,
     keep_informed,
@@ -170,7 +171,10 @@ class Daemon:
         background.start_soon(self._ending.heed_signals, parts.filesystem)
         self._observe(parts, listener, background)
         recovery = Recovery(parts.filesystem, parts.workshop, journal.left, parts.mover)
-        await recovery.prepare()
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(ask_for_patience, lambda: parts.mover.handled)
+            await recovery.prepare()
+            waiting.cancel_scope.cancel()
         work.start_soon(recovery.run)
         left = await self._serve(parts, background)
         await parts.index.close()

@@ -21,7 +21,8 @@ state_log.setLevel(logging.INFO)
 
 INTERVAL = 5.0  # Seconds between two messages.
 SUMMARY_INTERVAL = 10.0  # Seconds between two looks for complaints that were left out.
-EXTENSION = 60.0  # Seconds that a slow end may go on, counted from each message.
+PATIENCE_INTERVAL = 1.0  # Seconds between two looks at work that keeps a mount from answering.
+EXTENSION = 60.0  # Seconds that a slow start or end may go on, counted from each message.
 
 
 class Report(NamedTuple):
@@ -30,6 +31,18 @@ class Report(NamedTuple):
     line: str
     ending: bool
     moving: bool
+
+
+async def ask_for_patience(handled: Callable[[], int]) -> None:
+    """Ask whoever waits for the mount for more time while *handled* grows, until cancelled."""
+    before = handled()
+    while True:
+        await trio.sleep(PATIENCE_INTERVAL)
+        now = handled()
+        if now != before:
+            notify.send(f"STATUS=finishing what a crash has cut off: {now} objects so far")
+            notify.extend(EXTENSION)
+        before = now
 
 
 async def keep_informed(look: Callable[[], Report], mountpoint: Path) -> None:

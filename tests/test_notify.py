@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from s3mount import notify
+from s3mount.cli import mount
 
 TELL = "from s3mount import notify; import sys; sys.exit(not notify.ready('up'))"
 
@@ -60,3 +61,23 @@ def test_a_listener_that_does_not_read_stops_nobody(tmp_path, monkeypatch):
         told = [notify.send("STATUS=x") for _ in range(2000)]
     assert told[0]
     assert not told[-1]
+
+
+def test_a_mount_that_asks_for_patience_is_waited_for_longer_than_the_time_limit():
+    program = """if True:
+        import time
+        from s3mount import notify
+        notify.extend(60)
+        time.sleep(4)
+        notify.ready("mounted")
+    """
+    with notify.Receiver() as receiver:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, "NOTIFY_SOCKET": receiver.address},
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        with process.stderr:
+            assert mount._await_ready(process, receiver, 3.0) == 0
+        assert process.wait() == 0

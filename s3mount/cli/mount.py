@@ -204,7 +204,8 @@ def _await_ready(
 ) -> int:
     """Return 0 when the mount answers, or the code of the daemon that has given up.
 
-    What the daemon writes to its standard error meanwhile, the user reads.
+    What the daemon writes to its standard error meanwhile, the user reads.  It may ask for more
+    than *timeout* seconds while it finishes what a crash has cut off.
     """
     assert process.stderr is not None
     errors = _Relay(process.stderr.fileno())
@@ -218,15 +219,24 @@ def _await_ready(
             ready = [descriptor for descriptor, _ in poller.poll(left * 1000)]
             if errors.descriptor in ready and not errors.relay():
                 poller.unregister(errors.descriptor)  # closed, by `logs.detach`
-            if "READY=1" in receiver.read(process.pid):
+            told = receiver.read(process.pid)
+            if "READY=1" in told:
                 errors.relay()
                 return 0
+            deadline = max([deadline, *map(_extended, told)])
             if ended in ready:
                 errors.relay()
                 return _code_of_failure(process.wait(), told=errors.told)
     finally:
         os.close(ended)
     raise MountError(f"the mount did not answer within {timeout:g} s (option start-timeout)")
+
+
+def _extended(line: str) -> float:
+    """Until when a daemon has asked to be waited for, if that is what *line* says; else 0."""
+    name, _, microseconds = line.partition("=")
+    asked = name == "EXTEND_TIMEOUT_USEC" and microseconds.isdecimal()
+    return time.monotonic() + int(microseconds) / 1e6 if asked else 0.0
 
 
 class _Relay:

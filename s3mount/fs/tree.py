@@ -58,13 +58,15 @@ class TreeMover:
 
     The journal hears of it first, so that after a crash the next mount brings it to its end
     (`finish`), and the tree is whole under one name.  Deletions that fail are tried again in
-    *nursery* until they succeed.
+    *nursery* until they succeed.  `handled` counts the objects that were listed, copied or
+    deleted so far.
     """
 
     def __init__(self, store: ObjectStore, journal: Journal, nursery: trio.Nursery) -> None:
         self._store = store
         self._journal = journal
         self._nursery = nursery
+        self.handled = 0
         self._unfinished: dict[str, _Unfinished] = {}
 
     async def move(self, old: str, new: str, *, replacing: bool) -> dict[str, str]:
@@ -253,6 +255,7 @@ class TreeMover:
         async def delete(batch: Sequence[str]) -> None:
             try:
                 failures.extend((await self._store.delete_many(batch)).values())
+                self.handled += len(batch)
             except StoreError as error:
                 failures.append(error)
 
@@ -266,6 +269,7 @@ class TreeMover:
         token: str | None = None
         while True:
             page = await self._store.list_page(prefix, token=token, flat=True)
+            self.handled += len(page.objects)
             yield page.objects
             token = page.token
             if token is None:
@@ -284,6 +288,7 @@ class TreeMover:
                     moved[target] = (
                         await copy_object(self._store, self._journal, listed, target)
                     ).etag
+                    self.handled += 1
                 except StoreError as error:
                     errors.append(error)
                     nursery.cancel_scope.cancel()
