@@ -303,13 +303,15 @@ def test_the_table_shows_failures_and_marks_and_says_what_they_mean():
         rclone_create1=cell(1500, 1, arrived=False),
         s3fs_ls=cell(5000, 1, attributes_shown=False, failure="timed out"),
     )
+    found = replace(found, bare={"create1": 2000.0})
     text = report.full_report([found], {"machine": "2 cores"}, "scripts/bench", "2030-01-01")
     lines = text.splitlines()
     creating = next(line for line in lines if line.startswith("| create 4 KiB files, uploaded"))
-    assert [part.strip() for part in creating.split("|")[2:6]] == [
+    assert [part.strip() for part in creating.split("|")[2:7]] == [
         "failed",
         "300 (1667 µs, 100 MB)",
         "1,500† (333 µs, 100 MB)",
+        "2,000",
         "-",
     ]
     listing = next(line for line in lines if line.startswith("| ls -l, "))
