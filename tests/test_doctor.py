@@ -22,7 +22,7 @@ SORTED = {"weed": "not sorted by key", "rclone": "sorted by key"}
 SMALLEST_PART = {"rclone": "none"}
 DAMAGE = {"moto": "stored", "rclone": "stored", "ceph": "stored"}
 REFUSED = {
-    "rustfs": "names with //, ., .., a newline are not kept",
+    "rustfs": "names with //, ., .., a newline, a return are not kept",
     "weed": "names with //, ., .., \\ are not kept",
     "minio": "names with //, ., .. are not kept",
     "versitygw": "names with //, ., .. are not kept",

@@ -1,11 +1,12 @@
 """Trials of what stores do in their own way to names and directories; the keys are removed."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
 from s3mount.errors import Denied, StoreError
 from s3mount.s3.escaping import SAMPLES
+from s3mount.s3.scratch import discard
 from s3mount.s3.store import ObjectStore
 
 
@@ -15,10 +16,11 @@ async def refused_names(client: ObjectStore, folder: str) -> tuple[str, ...]:
     *folder* is a prefix that nobody else uses.  Raises `StoreError` when it cannot be tried.
     """
     failed: dict[str, StoreError] = {}
+    versions: dict[str, str | None] = {}
 
     async def put(form: str, key: str) -> None:
         try:
-            await client.put(key, [b"x"], headers={})
+            versions[key] = (await client.put(key, [b"x"], headers={})).version_id
         except StoreError as error:
             failed[form] = error
 
@@ -29,7 +31,7 @@ async def refused_names(client: ObjectStore, folder: str) -> tuple[str, ...]:
         page = await client.list_page(folder, token=None, flat=True)
         listed = [found.key for found in page.objects]
     finally:
-        await _remove(client, folder, [*keys.values(), *listed])
+        await _remove(client, folder, {**dict.fromkeys(listed), **versions})
     if any(isinstance(error, Denied) or not error.status for error in failed.values()):
         return ()  # It is not about names.
     return tuple([form for form, key in keys.items() if form in failed or key not in listed])
@@ -44,12 +46,16 @@ async def prefixes_vanish(client: ObjectStore, folder: str) -> bool:
     return folder not in page.prefixes
 
 
-async def _remove(client: ObjectStore, folder: str, keys: Sequence[str]) -> None:
-    """Delete keys, and what a store may have made directories of."""
+async def _remove(client: ObjectStore, folder: str, keys: Mapping[str, str | None]) -> None:
+    """Delete keys, each with the version that was written; and what may be directories now.
+
+    Not every store can list versions of odd names, so these are not left for that.
+    """
 
     async def delete(_: str, key: str) -> None:
         try:
-            await client.delete(key)
+            if not await discard(client, key, keys.get(key)):
+                await client.delete(key)
         except StoreError:
             return  # What was refused is not there.
 

@@ -16,6 +16,7 @@ from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
 from s3mount.s3.objects import NO_SIZE
 from s3mount.s3.oddities import prefixes_vanish, refused_names
+from s3mount.s3.scratch import purge
 from s3mount.s3.store import (
     ABSENT,
     Capabilities,
@@ -106,6 +107,7 @@ class _Probe:
         self._notes: list[str] = []
         self._keys: list[str] = []
         self._uploads: dict[str, str] = {}
+        self._versioned = False
 
     def note(self, sentence: str) -> None:
         """Add a sentence to what the user is told."""
@@ -171,6 +173,8 @@ class _Probe:
             folder = await _outcome(lambda: self._client.head(self._folder))
             if isinstance(folder, ObjectInfo) and folder.size == 0:
                 await _outcome(self._deleting(self._folder))
+        if self._versioned:
+            await purge(self._client, self._base)
 
     def _deleting(self, key: str) -> Callable[[], Awaitable[object]]:
         return lambda: self._client.delete(key)
@@ -196,6 +200,7 @@ class _Probe:
         client = self._client
         wrong = _WRONG.etag
         first = await client.put(key, [b"one"], headers={}, condition=ABSENT)
+        self._versioned = first.version_id is not None
         create, over, read = await self._all(
             lambda: client.put(key, [b"two"], headers={}, condition=ABSENT),
             lambda: client.put(key, [b"two"], headers={}, condition=_WRONG),

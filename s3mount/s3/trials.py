@@ -13,6 +13,7 @@ import trio
 from s3mount.errors import Corrupt, InvalidRange, InvalidRequest, NotFound, StoreError
 from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
+from s3mount.s3.scratch import purge
 
 _T = TypeVar("_T")
 
@@ -90,6 +91,7 @@ class _Trials:
         left = [*self._keys, *sorted(folders, key=len, reverse=True), self._base]
         for key in left:
             await self._delete(key)
+        await purge(self._client, self._base)
 
     async def _delete(self, key: str) -> None:
         with contextlib.suppress(StoreError):

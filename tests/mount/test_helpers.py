@@ -210,7 +210,7 @@ def test_a_lazy_umount_returns_while_a_file_is_open(host: Host):
         ("profile=nobody,passwd_file=", 1, "passwd-file"),
         ("secret_access_key=hidden", 1, "seen by everybody"),
         ("env.AWS_SECRET_ACCESS_KEY=hidden", 1, "is a secret"),
-        ("storage_class=GLACIER", 1, "does not do this"),
+        ("iam_role=reader", 1, "named in an AWS profile"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_the_code_of_mount(host: Host, options, code, words):

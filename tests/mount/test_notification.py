@@ -256,7 +256,7 @@ def test_nothing_stale_outlives_the_reconnect_after_a_cut(shared: Shared, here: 
         stdout=subprocess.PIPE,
         text=True,
     )
-    gaps = status(shared.mounts[1])["notify"]["gaps"]
+    gaps = [status(mount)["notify"]["gaps"] for mount in shared.mounts]
     proxy.down()
     try:
         for number in range(0, count, 2):
@@ -266,8 +266,8 @@ def test_nothing_stale_outlives_the_reconnect_after_a_cut(shared: Shared, here: 
         shared.put(here / "new", b"new")
     finally:
         proxy.up()
-    for mount in shared.mounts:
-        listening(mount, gaps + 1)
+    for mount, before in zip(shared.mounts, gaps, strict=True):
+        listening(mount, before + 1)
     left = {f"f{number}" for number in range(2, count)}
     for where in (there, here):
         assert (where / "new").read_bytes() == b"new"

@@ -554,3 +554,15 @@ def test_a_prefix_has_its_own_past(shared: Shared):
     assert done.returncode == 0, done.stdout
     assert (mounted.path / "file").read_bytes() == b"two"
     assert mounted.umount() == 0
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_the_trials_of_a_mount_leave_no_versions_behind(
+    store: str,
+    server_of: Callable[[str], Server],
+    tmp_path_factory: pytest.TempPathFactory,
+):
+    with versioned(server_of(store), tmp_path_factory) as shared:
+        found = shared.s3.list_object_versions(Bucket=shared.bucket.name)
+    assert [one["Key"] for one in found.get("Versions", [])] == []
+    assert [one["Key"] for one in found.get("DeleteMarkers", [])] == []
