@@ -149,13 +149,13 @@ class Relay:
     def _send_body(self, upstream: Stream, body: Body, plan: Plan) -> None:
         end = plan.end_at(Point.REQUEST_BODY)
         limit = end.body_bytes if end else None
-        try:
-            for piece, _ in self._shaped(body, plan, request=True, limit=limit):
+        for piece, _ in self._shaped(body, plan, request=True, limit=limit):
+            try:
                 upstream.socket.sendall(piece)
-        except (BrokenPipeError, ConnectionResetError):
-            # The store has answered before it had read everything: pass that answer on.
-            self._body_unread = True
-            return
+            except (BrokenPipeError, ConnectionResetError):
+                # The store has answered before it had read everything: pass that answer on.
+                self._body_unread = True
+                return
         self._end_at(Point.REQUEST_BODY, plan)
 
     def _request_body(self, head: Head, exchange: Exchange) -> Body:

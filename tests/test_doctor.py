@@ -33,8 +33,8 @@ REFUSED = {
 ALL_SUMS = "crc64nvme, crc32c, crc32, sha256, sha1"
 SUMS = dict.fromkeys(DAMAGE, "none is compared with what arrives")
 PRETENDED = {
-    "RenameObject": {"minio", "moto", "rclone"},
-    "append": {"weed", "moto", "rclone"},
+    "RenameObject": {"minio", "moto", "rclone", "ceph"},
+    "append": {"weed", "moto", "rclone", "ceph"},
 }
 WORKING = {"RenameObject": {"weed"}, "append": set()}
 

@@ -165,7 +165,8 @@ def test_status_sees_a_daemon_that_still_uploads_when_the_mount_is_gone(
     mount: Mounter, bucket: Bucket, server
 ):
     with FaultProxy(server.url) as proxy:
-        mounted = mount(bucket, url=proxy.url)
+        # So long an unmounting waits for what the kernel has of a file that is open.
+        mounted = mount(bucket, "-o", "timeout=10", url=proxy.url)
         mount.expect_log("PutObject late: the store did not answer in time", optional=True)
         file = (mounted.path / "late").open("wb")
         file.write(b"x" * (4 * MIB))
