@@ -113,7 +113,9 @@ class Bare:
 
         async def copy(number: int) -> None:
             source = f"{TARGET}{small_name(number)}"
-            await self._client.copy(source, f"{source}.new", headers=None, source_etag=None)
+            await self._client.copy(
+                source, f"{source}.new", headers=None, source_etag=None, stored_as={}
+            )
 
         began = time.monotonic()
         await _share(count, COPIES_AT_ONCE, copy)
