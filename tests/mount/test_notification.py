@@ -30,7 +30,14 @@ from tests.servers import Server
 ROUNDS = int(os.environ.get("NOTIFICATION_ROUNDS", "100"))
 PATIENT = ("--metadata-ttl", "1h", "--negative-ttl", "1h")
 TOLD = 15.0  # Seconds for what takes milliseconds, on a machine that does other things.
-WORKING = "import os, sys; sys.stdin.readline(); print(os.getcwd(), os.listdir('.'))"
+# It goes there itself: between fork and exec our threads stand still, and the proxy is one.
+WORKING = """if True:
+    import os, sys
+    os.chdir(sys.argv[1])
+    print("there", flush=True)
+    sys.stdin.readline()
+    print(os.getcwd(), os.listdir("."))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -250,12 +257,13 @@ def test_nothing_stale_outlives_the_reconnect_after_a_cut(shared: Shared, here: 
     assert (there / "gone" / "file").read_bytes() == b"old"
     assert not (there / "new").exists()
     worker = subprocess.Popen(
-        [sys.executable, "-c", WORKING],
-        cwd=there / "stays",
+        [sys.executable, "-c", WORKING, str(there / "stays")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "there\n"
     gaps = [status(mount)["notify"]["gaps"] for mount in shared.mounts]
     proxy.down()
     try:
