@@ -126,7 +126,7 @@ def proxy(request: pytest.FixtureRequest) -> Iterator[FaultProxy]:
     """
     shared = request.getfixturevalue("shared") if "shared" in request.fixturenames else None
     if shared is None or shared.proxy is None:
-        with FaultProxy(request.getfixturevalue("weed").url) as proxy:
+        with FaultProxy(request.getfixturevalue("server").url) as proxy:
             yield proxy
         return
     yield shared.proxy
