@@ -3,6 +3,7 @@
 import pytest
 
 from s3mount.attributes import Attributes
+from s3mount.cache.freshness import MAX_CHANGES
 from s3mount.cache.metadata import Absent, Entry, MetaCache
 
 ATTRIBUTES = Attributes(0o040700, 1, 2, 3, 4)
@@ -68,3 +69,40 @@ def test_what_was_learnt_of_a_directory_is_not_renewed_by_listings(
     assert found.directory
     assert found.attributes is None
     assert found.checked == 1055
+
+
+@pytest.mark.parametrize("tree", ["d/", "d/e/", ""])
+def test_answers_from_before_a_tree_was_dropped_are_not_kept(
+    cache: MetaCache, clock: Clock, tree: str
+):
+    began = clock.now
+    clock.now += 1
+    cache.drop_tree(tree)
+    assert cache.is_overtaken("d/e/", "f", began)
+    assert not cache.is_overtaken("d/e/", "f", clock.now), "that was asked after it"
+    assert cache.is_overtaken("other/", "f", began) == (not tree)
+    cache.put_page("d/e/", [("f", listed('"1"', began))], began)
+    cache.put_listing("d/e/", {"f": listed('"1"', began)}, began)
+    assert cache.get("d/e/", "f") is None
+    cache.put_listing("d/e/", {"f": listed('"2"', clock.now)}, clock.now)
+    assert cache.get("d/e/", "f") == listed('"2"', clock.now)
+
+
+def test_an_answer_from_before_a_name_was_dropped_is_not_kept(cache: MetaCache, clock: Clock):
+    began = clock.now
+    clock.now += 1
+    cache.drop("d/", "f")
+    assert cache.is_overtaken("d/", "f", began)
+    assert not cache.is_overtaken("d/", "g", began)
+    assert not cache.is_overtaken("d/f/", "g", began), "a name is no tree"
+    cache.put_listing("d/", {"f": listed('"1"', began), "g": listed('"1"', began)}, began)
+    assert cache.get("d/", "f") is None
+    assert cache.get("d/", "g") is not None
+
+
+def test_many_drops_are_forgotten_towards_the_safe_side(cache: MetaCache, clock: Clock):
+    for number in range(MAX_CHANGES + 1):
+        clock.now += 1
+        cache.drop("d/", f"{number}")
+    assert cache.is_overtaken("other/", "never dropped", 1000)
+    assert not cache.is_overtaken("other/", "never dropped", clock.now)

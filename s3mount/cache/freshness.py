@@ -1,4 +1,4 @@
-"""What others have changed lately, and how long knowledge counts while somebody tells of that."""
+"""What has changed lately, and how long knowledge counts while somebody tells of changes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class Freshness:
     An answer to a question that was asked before a change may be older than that: `is_outdated`.
     Only so many changes are remembered; what is older than the oldest forgotten one is in doubt,
     and so is all from before the *floor*, the end of the last time in which nobody told.
+    What we have dropped ourselves, such as a tree that was renamed, is remembered apart: answers
+    from before that are too old (`is_overtaken`), while what was learnt before may move along.
     All moments are on the clock of the cache.
     """
 
@@ -33,6 +35,8 @@ class Freshness:
         self._doubtful = -math.inf  # Whether names changed before this is forgotten.
         self._last = -math.inf
         self._changes: OrderedDict[tuple[str, str], tuple[float, Hint | None]] = OrderedDict()
+        self._dropped: OrderedDict[str, float] = OrderedDict()  # Names, and trees that end in "/".
+        self._dropped_last = self._dropped_doubtful = -math.inf
 
     @property
     def floor(self) -> float:
@@ -61,18 +65,58 @@ class Freshness:
         change = self._changes.get((prefix, segment))
         return change is not None and change[0] > asked
 
+    def dropped(self, path: str, moment: float) -> None:
+        """Take note that a name, or with a slash at its end a tree, was dropped at *moment*."""
+        self._dropped_last = moment
+        self._dropped[path] = moment
+        self._dropped.move_to_end(path)
+        if len(self._dropped) > MAX_CHANGES:
+            self._dropped_doubtful = self._dropped.popitem(last=False)[1]
+
+    def is_overtaken(self, prefix: str, segment: str, asked: float) -> bool:
+        """Whether the answer to a question from then may be older than a change or a drop."""
+        if self.is_outdated(prefix, segment, asked):
+            return True
+        if asked >= self._dropped_last:
+            return False
+        return self._was_dropped(prefix + segment, asked) or self._tree_dropped(prefix, asked)
+
+    def _was_dropped(self, path: str, since: float) -> bool:
+        return since < self._dropped_doubtful or self._dropped.get(path, -math.inf) > since
+
+    def _tree_dropped(self, prefix: str, since: float) -> bool:
+        """Whether any tree that *prefix* lies in has been dropped."""
+        while not self._was_dropped(prefix, since):
+            if not prefix:
+                return False
+            prefix = prefix[: prefix.rfind("/", 0, -1) + 1]
+        return True
+
     def outdated_under(self, prefix: str, asked: float) -> set[str] | None:
         """The names under *prefix* that have changed since; None when all are in doubt."""
+        found = set()
+        if asked < self._dropped_last:
+            if self._tree_dropped(prefix, asked):
+                return None
+            found |= self._names_dropped(prefix, asked)
         if asked >= self._last and asked >= self._floor:
-            return set()
+            return found
         if asked < self._floor or asked < self._doubtful:
             return None
-        found = set()
         for place, (moment, _) in reversed(self._changes.items()):
             if moment <= asked:
                 break
             if place[0] == prefix:
                 found.add(place[1])
+        return found
+
+    def _names_dropped(self, prefix: str, since: float) -> set[str]:
+        found = set()
+        for path, moment in reversed(self._dropped.items()):
+            if moment <= since:
+                break
+            if path.startswith(prefix) and "/" not in path[len(prefix) :]:
+                found.add(path[len(prefix) :])
         return found
 
     def changed_at(self, prefix: str, segment: str) -> float:

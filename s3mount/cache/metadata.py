@@ -117,11 +117,15 @@ class MetaCache:
     def changed(self, prefix: str, segment: str, hint: Hint | None = None) -> None:
         """Somebody else has changed a name: what is known, or about to be answered, is old."""
         self.freshness.changed(prefix, segment, self.clock(), hint)
-        self.drop(prefix, segment)
+        self._forget(prefix, segment)
 
     def is_outdated(self, prefix: str, segment: str, asked: float) -> bool:
-        """Whether an answer to a question from the moment *asked* is not to be kept."""
+        """Whether others have changed a name since the moment *asked*."""
         return self.freshness.is_outdated(prefix, segment, asked)
+
+    def is_overtaken(self, prefix: str, segment: str, asked: float) -> bool:
+        """Whether an answer to a question from the moment *asked* is not to be kept."""
+        return self.freshness.is_overtaken(prefix, segment, asked)
 
     def peek(self, prefix: str, segment: str) -> Entry | None:
         """The last entry known of a name, however old."""
@@ -145,7 +149,11 @@ class MetaCache:
         directory.names[segment] = entry
 
     def drop(self, prefix: str, segment: str) -> None:
-        """Forget a name, so that the store is asked next time."""
+        """Forget a name, so that the store is asked next time; what it was asked before is old."""
+        self.freshness.dropped(prefix + segment, self.clock())
+        self._forget(prefix, segment)
+
+    def _forget(self, prefix: str, segment: str) -> None:
         directory = self._directories.get(prefix)
         if directory is not None:
             directory.complete = None
@@ -153,7 +161,8 @@ class MetaCache:
                 self._count -= 1
 
     def drop_tree(self, prefix: str) -> None:
-        """Forget everything under a prefix."""
+        """Forget everything under a prefix, and what the store is being asked about it."""
+        self.freshness.dropped(prefix, self.clock())
         for other in [p for p in self._directories if p.startswith(prefix)]:
             self._count -= len(self._directories.pop(other).names)
 

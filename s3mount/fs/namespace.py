@@ -193,7 +193,7 @@ class Namespace:
             for _ in range(MAX_ROUNDS):
                 began = self.cache.clock()
                 entry = await self._ask(*key, known, whole)
-                if not self.cache.is_outdated(*key, began):
+                if not self.cache.is_overtaken(*key, began):
                     return entry
                 known = self.cache.get(*key)  # Somebody else was faster than the answer.
             return None if entry is None else entry._replace(checked=-math.inf)
@@ -253,7 +253,7 @@ class Namespace:
 
     def _note(self, prefix: str, segment: str, entry: Entry | None, began: float) -> Entry | None:
         """Keep an answer, unless we or others have changed the name since the question."""
-        if self.cache.is_outdated(prefix, segment, began):
+        if self.cache.is_overtaken(prefix, segment, began):
             return entry
         later = self.cache.get(prefix, segment)
         if later is not None and later.checked > began:
