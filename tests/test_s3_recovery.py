@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from s3mount.errors import Corrupt, Denied, Exists, NotFound, Unavailable
+from s3mount.errors import Changed, Corrupt, Denied, Exists, NotFound, Unavailable
 from s3mount.s3.client import S3Client
 from s3mount.s3.endpoint import Credentials, FixedCredentials
 from s3mount.s3.store import ABSENT, MIN_PART_SIZE, FileSlice, Precondition
@@ -15,6 +15,7 @@ from tests.faults import (
     ERROR_IN_OK,
     LOST_ANSWER,
     SLOW_DOWN,
+    Answer,
     Cut,
     Flip,
     Hang,
@@ -228,6 +229,27 @@ async def test_a_creation_that_somebody_else_won_is_not_ours(store: S3Client, pr
     with pytest.raises(Exists):
         await store.put("file", [b"my own"], headers=META, condition=ABSENT)
     assert await content_of(store, "file") == b"theirs"
+
+
+@pytest.mark.parametrize("sent", ["all", "nothing"])
+async def test_a_copy_onto_itself_whose_answer_is_lost_is_ours_if_it_says_what_we_said(
+    store: S3Client, proxy: FaultProxy, sent: str
+):
+    """On AWS a copy of what was sent in parts has another ETag, and the second attempt is refused.
+
+    The proxy refuses it here, because no server that we have does so.
+    """
+    old = await store.put("file", [b"data"], headers={"x-amz-meta-mtime": "1"})
+    lost = LOST_ANSWER if sent == "all" else Reset(Point.REQUEST)
+    proxy.inject(lost, operation="CopyObject", count=1)
+    proxy.inject(Answer(412, "PreconditionFailed"), operation="CopyObject", skip=1, count=1)
+    copying = store.copy("file", "file", headers=META, source_etag=old.etag, size=4)
+    if sent == "all":
+        assert (await copying).etag == (await store.head("file")).etag
+        assert (await store.head("file")).metadata["mtime"] == META["x-amz-meta-mtime"]
+    else:
+        with pytest.raises(Changed):
+            await copying
 
 
 @pytest.mark.parametrize("condition", [Precondition(), ABSENT])

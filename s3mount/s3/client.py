@@ -190,9 +190,11 @@ class S3Client(MultipartUploads):
         try:
             answer = await self._copy_from(source, request, operation)
         except Changed as error:
-            if condition != ALWAYS and operation.uncertain:
-                info = await self._describe(target)
-                if info is not None and info.etag == source_etag:
+            if operation.uncertain and (info := await self._describe(target)) is not None:
+                replaced = condition != ALWAYS and info.etag == source_etag
+                # A copy onto itself may have another ETag than its source, which is gone then.
+                renewed = source == target and lost.has_said(info, size, sent)
+                if replaced or renewed:
                     return stored_of(info)
             raise refused(error, condition) from error
         etag = read_answer(request, xml.result, answer)["ETag"]

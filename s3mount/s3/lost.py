@@ -55,6 +55,13 @@ def sent_metadata(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def has_said(info: ObjectInfo, size: int, headers: Mapping[str, str]) -> bool:
+    """Whether *info* describes an object of *size* bytes with the metadata among *headers*."""
+    return Expectation(size=size, metadata=sent_metadata(headers), checksum=None, md5=None).met_by(
+        info
+    )
+
+
 def multipart_etag(parts: Sequence[PartDone]) -> str | None:
     """The ETag that S3 gives an object of *parts*, if those have plain MD5 ETags."""
     found = [_MD5_ETAG.fullmatch(part.etag) for part in parts]
