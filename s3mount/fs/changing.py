@@ -42,9 +42,11 @@ class Changer:
         async with self.hold(inode) as file:
             if changes.size is not None and changes.size != file.size:
                 await file.truncate(changes.size)
+                self._apply(file, changes)
                 if handle_number is None and file.handles == 1:
                     await self._fs.open_files.make_safe(file)
-            self._apply(file, changes)
+            else:
+                self._apply(file, changes)
             return self._fs.stat_file(inode, file)
 
     def _stat_gone(self, inode: Inode, changes: Changes) -> Stat:
@@ -67,13 +69,8 @@ class Changer:
     @asynccontextmanager
     async def hold(self, inode: Inode) -> AsyncIterator[OpenFile]:
         """The file of an inode, to be changed; who lets go of it sees to its saving."""
-        file = await self._fs.file_of(inode)
-        file.handles += 1
-        try:
+        with self._fs.open_files.held(await self._fs.file_of(inode)) as file:
             yield file
-        finally:
-            file.handles -= 1
-            self._fs.open_files.settle(file)
 
     async def change_directory(
         self, inode: Inode, change: Callable[[Attributes], Attributes]

@@ -172,17 +172,17 @@ class FileSystem:
         inode = self.inodes.get(number)
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             refuse_change_of(inode)
-        file = await self.file_of(inode, fresh=True)
-        if flags & os.O_ACCMODE == os.O_RDONLY and file.size <= HEAD_SIZE and inode.parent:
-            self.siblings.opened(inode.parent, inode.segment)
-        if not flags & os.O_TRUNC and is_archived(file.kept) and not file.dirty:
-            # Who only writes may need old bytes, too.
-            await self._store.awaken(file.stored_key)
-        if flags & os.O_TRUNC and file.size:
-            await file.truncate(0)
-            if opener.unprivileged:
-                file.drop_set_id()
-        return self.handles.new(file, flags, opener), True
+        with self.open_files.held(await self.file_of(inode, fresh=True)) as file:
+            if flags & os.O_ACCMODE == os.O_RDONLY and file.size <= HEAD_SIZE and inode.parent:
+                self.siblings.opened(inode.parent, inode.segment)
+            if not flags & os.O_TRUNC and is_archived(file.kept) and not file.dirty:
+                # Who only writes may need old bytes, too.
+                await self._store.awaken(file.stored_key)
+            if flags & os.O_TRUNC and file.size:
+                await file.truncate(0)
+                if opener.unprivileged:
+                    file.drop_set_id()
+            return self.handles.new(file, flags, opener), True
 
     def is_known(self, inode: Inode) -> bool:
         """Whether `getattr` of an inode, and opening it now, needs no wait."""
@@ -318,13 +318,14 @@ class FileSystem:
         if file is None:
             await self._store.remove(key, condition=known)
             return
-        await file.keep_content()
-        async with file.lock:  # What is saved meanwhile would bring the object back.
-            if file.stored_key:
-                known = expecting(file.base.etag) if file.base is not None else file.expected
-                await self._store.remove(key, condition=known)
-            file.detach()
-        await self.open_files.forgotten()
+        with self.open_files.held(file):
+            await file.keep_content()
+            async with file.lock:  # What is saved meanwhile would bring the object back.
+                if file.stored_key:
+                    known = expecting(file.base.etag) if file.base is not None else file.expected
+                    await self._store.remove(key, condition=known)
+                file.detach()
+            await self.open_files.forgotten()
 
     def _gone(self, parent: Inode, segment: str) -> None:
         self.cache.put(parent.prefix, segment, Absent(self.cache.clock()))
@@ -418,13 +419,13 @@ class FileSystem:
 
     async def readlink(self, number: int) -> bytes:
         """The target of a symlink, as it stands in the object or in its metadata."""
-        file = await self.file_of(self.inodes.get(number))
-        if not file.size:
-            target = target_of(file.kept)
-            if target is None:
-                raise PosixError(errno.EIO)
-            return target
-        handle = self.handles.new(file, os.O_RDONLY)
+        with self.open_files.held(await self.file_of(self.inodes.get(number))) as file:
+            if not file.size:
+                target = target_of(file.kept)
+                if target is None:
+                    raise PosixError(errno.EIO)
+                return target
+            handle = self.handles.new(file, os.O_RDONLY)
         try:
             found = self.handles.read_now(handle, 0, 4096)
             return bytes(await self.handles.read(handle, 0, 4096) if found is None else found)

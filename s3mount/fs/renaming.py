@@ -100,22 +100,24 @@ class Renamer:
     ) -> None:
         if target is not None and target.directory:
             raise PosixError(errno.EISDIR)
-        replaced = self._fs.files.get(target) if target is not None else None
-        if replaced is None:
-            shadowed = _Shadowed() if target is None else _Shadowed(target.key, target.shown)
-            await self._move_file(source, None, shadowed, parent, name, segment)
-            return
-        await replaced.keep_content()
-        try:
-            async with replaced.lock:  # What it saves meanwhile would undo the rename.
-                shadowed = _Shadowed(replaced.stored_key, replaced.inode.shown)
-                await self._move_file(source, replaced, shadowed, parent, name, segment)
-        finally:
-            self._fs.open_files.settle(replaced)
+        with self._fs.open_files.held(await self._fs.file_of(source)) as file:
+            if file.given_up:
+                raise PosixError(errno.ESTALE)  # The name has another inode by now.
+            # Who opens the target from here on finds it gone: no checkpoint until it is.
+            replaced = self._fs.files.get(target) if target is not None else None
+            if replaced is None:
+                shadowed = _Shadowed() if target is None else _Shadowed(target.key, target.shown)
+                await self._move_file(file, None, shadowed, parent, name, segment)
+                return
+            with self._fs.open_files.held(replaced):
+                await replaced.keep_content()
+                async with replaced.lock:  # What it saves meanwhile would undo the rename.
+                    shadowed = _Shadowed(replaced.stored_key, replaced.inode.shown)
+                    await self._move_file(file, replaced, shadowed, parent, name, segment)
 
     async def _move_file(
         self,
-        source: Inode,
+        file: OpenFile,
         replaced: OpenFile | None,
         shadowed: _Shadowed,
         parent: Inode,
@@ -123,13 +125,10 @@ class Renamer:
         segment: str,
     ) -> None:
         """Move a file; *shadowed* is what the store has at the new name."""
-        file = await self._fs.file_of(source)
-        if file.given_up:
-            raise PosixError(errno.ESTALE)  # The name has another inode by now.
         if file.acknowledged and not file.stored_key and not file.lock.locked():
             await self._rename_waiting(file, replaced, shadowed, parent, name, segment)
             return
-        file.handles += 1
+        source = file.inode
         known = expecting(source.shown)
         old = (source.parent, source.name, source.segment)
         assert old[0] is not None
@@ -150,9 +149,6 @@ class Renamer:
                 await self._store.delete(next(iter(file.obsolete)), condition=known)
                 file.obsolete.pop()
             await self._fs.open_files.forgotten()  # Of the old name, and of what was replaced.
-        finally:
-            file.handles -= 1
-            self._fs.open_files.settle(file)
 
     async def _rename_waiting(
         self,

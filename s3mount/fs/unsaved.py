@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -65,6 +66,20 @@ class OpenFiles:
         """Take a file in."""
         self.by_inode[file.inode] = file
         self._inodes.pin(file.inode)
+
+    @contextmanager
+    def held(self, file: OpenFile) -> Iterator[OpenFile]:
+        """Keep a file here while somebody works on it, however long that has to wait.
+
+        Else a save in the background might let go of it meanwhile, and its inode would get a
+        second one.  No checkpoint may be between looking for the file and this.
+        """
+        file.handles += 1
+        try:
+            yield file
+        finally:
+            file.handles -= 1
+            self.settle(file)
 
     async def save(self, file: OpenFile) -> None:
         """Save a file, and take note of what the store has now."""
