@@ -50,6 +50,7 @@ class Job:
     load: str
     directory: str
     daemon: int
+    server: int
     statistics: str | None
     count: int
     size: int
@@ -341,7 +342,7 @@ LOADS: Mapping[str, Callable[[Job, Meter], None]] = {
 def main() -> int:
     """Do the job that the first argument describes, and print the report."""
     job = Job(**json.loads(sys.argv[1]))
-    meter = Meter(job.daemon, Path(job.statistics) if job.statistics else None)
+    meter = Meter(job.daemon, job.server, Path(job.statistics) if job.statistics else None)
     try:
         os.stat(job.directory)  # noqa: PTH116 - a path that is a str stays one here
         LOADS[job.load](job, meter)

@@ -15,13 +15,15 @@ from benchmarks.latency_proxy import Traffic, read_traffic
 class Phase:
     """One timed stretch: how much was done (bytes, files, entries), and what it took.
 
-    `cpu` is that of the daemon in seconds; `traffic` is known when there is a proxy.
+    `cpu` is that of the daemon in seconds, `server_cpu` that of the server; `traffic` is known
+    when there is a proxy.
     """
 
     name: str
     amount: float = 0.0
     seconds: float = 0.0
     cpu: float | None = None
+    server_cpu: float | None = None
     traffic: Traffic | None = None
 
 
@@ -30,6 +32,7 @@ class Meter:
     """Collects the phases of one load on one mount."""
 
     daemon: int
+    server: int
     statistics: Path | None
     phases: list[Phase] = field(default_factory=list)
     attributes_shown: bool = True
@@ -39,11 +42,12 @@ class Meter:
         """Time what happens inside; the caller sets the amount."""
         phase = Phase(name)
         traffic = self._traffic()
-        cpu = processes.cpu_seconds(self.daemon)
+        cpu, server_cpu = self._cpu()
         begin = time.perf_counter()
         yield phase
         phase.seconds = time.perf_counter() - begin
-        phase.cpu = processes.cpu_seconds(self.daemon) - cpu
+        after, server_after = self._cpu()
+        phase.cpu, phase.server_cpu = after - cpu, server_after - server_cpu
         if traffic is not None:
             phase.traffic = self._traffic() - traffic
         self.phases.append(phase)
@@ -51,6 +55,9 @@ class Meter:
     def note(self, name: str, seconds: float) -> None:
         """Add a time that was taken inside another phase."""
         self.phases.append(Phase(name, 1.0, seconds))
+
+    def _cpu(self) -> tuple[float, float]:
+        return processes.cpu_seconds(self.daemon), processes.cpu_seconds(self.server)
 
     def _traffic(self) -> Traffic | None:
         return None if self.statistics is None else read_traffic(self.statistics)

@@ -1,6 +1,8 @@
 """Writes what was measured as Markdown: for the terminal, RESULTS.md, and the README."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.goals import GIB, MOST_MEMORY, verdict
@@ -14,6 +16,11 @@ TITLES = {
     "direct": "Directly to the server",
     "proxy": "Through 20 ms of round trip and at most 90 MB/s per connection",
 }
+CPU_WORDS = (
+    "The CPU time of the daemon and of the server, and the rate at which these two of s3mount",
+    "would keep all cores busy: no faster, whatever else is done better, and some less, because",
+    "the program that is measured wants its share, and one waits for the other now and then.",
+)
 EXPLANATIONS = {
     NOT_ARRIVED: "the server did not have all of it yet when the last call had returned",
     NO_ATTRIBUTES: "did not show the time of modification that is stored with the objects",
@@ -39,6 +46,8 @@ def full_report(tables: Sequence[Table], facts: Mapping[str, str], command: str,
     ]
     for table in tables:
         lines += ["", f"## {TITLES[table.way]}", "", detailed_table(table)]
+        if table.way == "direct":
+            lines += ["", "### CPU", "", *CPU_WORDS, "", cpu_table(table)]
         if table.way == "proxy":
             lines += ["", "### Traffic", "", traffic_table(table)]
         if notes := _notes(table):
@@ -87,6 +96,21 @@ def traffic_table(table: Table) -> str:
     return _markdown(["workload", *header], rows)
 
 
+def cpu_table(table: Table) -> str:
+    """What each row cost the daemon and the server, and how fast that lets s3mount be."""
+    rows = [
+        [
+            f"{row.title}, {row.unit}",
+            *(_costs(table, row, system) for system in table.systems),
+            _bound(table, row),
+        ]
+        for row in _rows(table)
+        if row.is_rate
+    ]
+    header = [*(f"{system}: daemon + server" for system in table.systems), "s3mount, never idle"]
+    return _markdown(["workload", *header], rows)
+
+
 def has_marks(readme: Path) -> bool:
     """Whether there is a place for the tables in the project's README."""
     return readme.exists() and BEGIN_MARK in (text := readme.read_text()) and END_MARK in text
@@ -123,13 +147,31 @@ def _detailed_cell(table: Table, row: Row, system: str) -> str:
     text = _short_cell(table, row, system)
     if cell is None or cell.best is None:
         return text
-    cost = [_cpu(row, cell.best)] if cell.best.cpu is not None else []
+    cost = [_cpu(row, cell.best, cell.best.cpu)] if cell.best.cpu is not None else []
     return f"{text} ({', '.join([*cost, f'{cell.memory / 1e6:.0f} MB'])})"
 
 
-def _cpu(row: Row, phase: Phase) -> str:
-    """The CPU time of a phase, in the unit that fits its row."""
-    cpu = phase.cpu or 0.0
+def _costs(table: Table, row: Row, system: str) -> str:
+    cell = table.cells.get((row.key, system))
+    if cell is None or cell.best is None or cell.best.server_cpu is None:
+        return "-"
+    best = cell.best
+    return f"{_cpu(row, best, best.cpu)} + {_cpu(row, best, best.server_cpu)}"
+
+
+def _bound(table: Table, row: Row) -> str:
+    """The rate at which daemon and server would keep all cores busy."""
+    cell = table.cells.get((row.key, OURS))
+    best = None if cell is None else cell.best
+    if best is None or not best.cpu or not best.server_cpu:
+        return "-"
+    seconds = (best.cpu + best.server_cpu) / (os.cpu_count() or 1)
+    return _figure(row.value(replace(best, seconds=seconds)))
+
+
+def _cpu(row: Row, phase: Phase, cpu: float | None) -> str:
+    """CPU time that a phase took, in the unit that fits its row."""
+    cpu = cpu or 0.0
     if row.unit == "MB/s":
         return f"{cpu * GIB / phase.amount:.2f} s/GiB"
     if row.is_rate:

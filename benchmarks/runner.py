@@ -206,6 +206,7 @@ class Runner:
             directory=str(target.mountpoint / prefix),
             scratch=str(target.scratch),
             daemon=daemon,
+            server=self.server.process_id,
             statistics=str(self.proxy.statistics) if self.proxy else None,
             count=count,
             size=workload.size(self.scale),

@@ -38,10 +38,11 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: what it is called, where it listens, where its data are."""
+    """A running server: what it is called, its process, where it listens, where its data are."""
 
     name: str
     version: str
+    process_id: int
     port: int
     master_port: int
     folder: Path
@@ -198,6 +199,7 @@ def running(program: Program, log_file: Path) -> Iterator[Server]:
             server = Server(
                 program.name,
                 version,
+                process.pid,
                 *ports,
                 folder=Path(folder),
                 storage=storage,

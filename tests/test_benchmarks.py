@@ -337,6 +337,19 @@ def test_the_traffic_table_shows_bytes_and_requests():
     assert "5.25 / 0.01, 7" in report.traffic_table(found)
 
 
+def test_the_table_of_cpu_shows_what_daemon_and_server_allow(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    busy = Cell(best=phase(1000, 2, cpu=0.5, server_cpu=1.5))
+    found = table(s3mount_small1=busy, s3fs_small1=cell(500, 1))
+    line = report.cpu_table(found).splitlines()[-1]
+    assert [part.strip() for part in line.split("|")[2:-1]] == [
+        "500 µs + 1500 µs",
+        "-",
+        "-",
+        "1,000",
+    ]
+
+
 def test_the_readme_is_filled_between_its_marks_and_again(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- benchmarks -->\nearlier\n<!-- /benchmarks -->\nafter\n")
@@ -369,6 +382,7 @@ def job_for(load, directory, **rest):
         load=load,
         directory=str(directory),
         daemon=os.getpid(),
+        server=os.getpid(),
         statistics=None,
         archive="",
         scratch=str(directory),
@@ -379,7 +393,7 @@ def job_for(load, directory, **rest):
 def do(load, directory, **rest):
     """Do a load on a local directory, and return its phases by name."""
     job = job_for(load, directory, **rest)
-    meter = Meter(job.daemon, None)
+    meter = Meter(job.daemon, job.server, None)
     LOADS[load](job, meter)
     return {each.name: each for each in meter.phases}
 
