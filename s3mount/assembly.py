@@ -24,6 +24,7 @@ from s3mount.fs.objectfacts import ObjectFacts
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.storagefacts import StorageFacts
 from s3mount.fs.tree import TreeMover
+from s3mount.fs.treegate import TreeGate
 from s3mount.fs.watching import Watcher
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.xattrs import Xattrs
@@ -231,6 +232,7 @@ class Assembly:
             header_rules=self._header_rules(),
             journal=self._journal.journal,
             backlog=Backlog(limit, config.min_free_space, staged),
+            trees=TreeGate(),
         )
 
     def _header_rules(self) -> HeaderRules:

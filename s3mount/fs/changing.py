@@ -69,8 +69,10 @@ class Changer:
     @asynccontextmanager
     async def hold(self, inode: Inode) -> AsyncIterator[OpenFile]:
         """The file of an inode, to be changed; who lets go of it sees to its saving."""
-        with self._fs.open_files.held(await self._fs.file_of(inode)) as file:
-            yield file
+        file = await self._fs.file_of(inode)
+        with self._fs.open_files.held(file):
+            async with self._fs.trees.changing(lambda: inode.key):
+                yield file
 
     async def change_directory(
         self, inode: Inode, change: Callable[[Attributes], Attributes]

@@ -180,14 +180,17 @@ class FileBytes(ABC):
         self, reader: ReadAhead, start: int, stop: int, *, looked: bool = False
     ) -> memoryview:
         """Bytes of the old object.  Raises `Changed` also when it is gone."""
-        if self.base is None:
+        base = self.base
+        if base is None:
             return memoryview(bytes(stop - start))
         try:
             if looked:
-                return await reader.fetch(self.base, start, stop)
-            return await reader.read(self.base, start, stop)
+                return await reader.fetch(base, start, stop)
+            return await reader.read(base, start, stop)
         except (Changed, NotFound) as error:
-            raise Changed(f"{self.base.key} changed in the store while it was open") from error
+            if self.base is not None and self.base.key != base.key:  # The tree was renamed.
+                return await self._old_bytes(reader, start, stop)
+            raise Changed(f"{base.key} changed in the store while it was open") from error
 
     async def _read_mixed(self, reader: ReadAhead, start: int, stop: int) -> bytes:
         while True:

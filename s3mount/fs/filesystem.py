@@ -59,6 +59,7 @@ class FileSystem:
         self.namespace = namespace
         self._store = store
         self._workshop = workshop
+        self.trees = workshop.trees
         self._exclusive_at_open = exclusive_at_open
         self.cache = namespace.cache
         self.open_files = OpenFiles(workshop, self.inodes, self.cache, namespace.index)
@@ -87,6 +88,8 @@ class FileSystem:
         name, segment = await self.place_of(parent, name)
         self.learner.looked_up(prefix, segment)
         entry = await self.namespace.find(prefix, segment)
+        if parent.prefix != prefix:  # It was renamed meanwhile: that was about its old name.
+            return await self.lookup(parent_number, name)
         if entry is None:
             raise PosixError(errno.ENOENT)
         return self.stat_entry(self.inode_of(parent, name, segment, entry), entry)
@@ -300,6 +303,10 @@ class FileSystem:
     async def unlink(self, parent_number: int, name: bytes) -> None:
         """Remove a file; whoever has it open keeps its bytes."""
         parent = self.inodes.get(parent_number)
+        async with self.trees.changing(lambda: parent.prefix):
+            await self._unlink(parent, name)
+
+    async def _unlink(self, parent: Inode, name: bytes) -> None:
         name, segment = await self.place_of(parent, name)
         refuse_change(parent, segment)
         inode = self.inodes.find(parent, name)
@@ -355,6 +362,10 @@ class FileSystem:
     async def mkdir(self, parent_number: int, name: bytes, attributes: Attributes) -> Stat:
         """Make a directory: its marker object."""
         parent = self.inodes.get(parent_number)
+        async with self.trees.changing(lambda: parent.prefix):
+            return await self._mkdir(parent, name, attributes)
+
+    async def _mkdir(self, parent: Inode, name: bytes, attributes: Attributes) -> Stat:
         prefix, namespace = parent.prefix, self.namespace
         name, segment = await self.place_of(parent, name, errno.EINVAL)
         namespace.check_key(prefix + segment + "/")
@@ -372,6 +383,10 @@ class FileSystem:
     async def rmdir(self, parent_number: int, name: bytes) -> None:
         """Remove an empty directory, whatever made it one."""
         parent = self.inodes.get(parent_number)
+        async with self.trees.changing(lambda: parent.prefix):
+            await self._rmdir(parent, name)
+
+    async def _rmdir(self, parent: Inode, name: bytes) -> None:
         name, segment = await self.place_of(parent, name)
         refuse_change(parent, segment)
         prefix = parent.prefix + segment + "/"

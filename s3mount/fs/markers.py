@@ -67,8 +67,9 @@ class Markers:
         if attributes is None:
             return
         try:
-            if not inode.gone and inode.parent is not None:
-                await self._replace(inode.parent, inode, attributes)
+            async with self._workshop.trees.changing(lambda: inode.prefix):
+                if not inode.gone and inode.parent is not None:
+                    await self._replace(inode.parent, inode, attributes)
         finally:
             if self.unsaved.get(inode) is attributes:
                 del self.unsaved[inode]

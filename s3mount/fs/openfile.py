@@ -22,6 +22,7 @@ from s3mount.s3.store import (
     Body,
     Precondition,
     Stored,
+    expecting,
 )
 from s3mount.storing import renewed
 from s3mount.write.extents import ByteRange, Extents, Part, plan_parts
@@ -59,7 +60,7 @@ class OpenFile(FileBytes):
         Raises `StoreError`; what could not be saved stays, and is tried again next time, unless
         it was given up.
         """
-        async with self.lock:
+        async with self._workshop.trees.changing(lambda: self.inode.key), self.lock:
             return await self._save() if self.dirty else None
 
     async def save_as_renamed(self, expected: Precondition) -> Stored:
@@ -482,3 +483,5 @@ class OpenFile(FileBytes):
             self.base = ObjectVersion(key, etag, self.base.size)
         if self.condition.etag is not None:
             self.condition = Precondition(etag=etag)
+        if self.expected.etag is not None:
+            self.expected = expecting(etag)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from s3mount.cache.metadata import Absent
-from s3mount.errors import PosixError
+from s3mount.errors import PosixError, StoreError
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.history import refuse_change, refuse_change_of
 from s3mount.fs.inodes import Inode
@@ -92,7 +92,8 @@ class Renamer:
     ) -> None:
         if source.directory:
             await self._rename_directory(source, target, parent, name, segment)
-        else:
+            return
+        async with self._fs.trees.changing(lambda: source.key, lambda: parent.prefix):
             await self._rename_file(source, target, parent, name, segment)
 
     async def _rename_file(
@@ -179,33 +180,58 @@ class Renamer:
     async def _rename_directory(
         self, source: Inode, target: Inode | None, parent: Inode, name: bytes, segment: str
     ) -> None:
-        old, new = source.prefix, parent.prefix + segment + "/"
-        if new.startswith(old):
+        await self._check_tree(source, target, parent, segment)
+        await self._save_under(source)
+        assert source.parent is not None
+        before = (source.parent, source.name, source.segment)
+        async with self._fs.trees.moving(
+            lambda: source.prefix, lambda: parent.prefix + segment + "/"
+        ) as (old, new):
+            attributes = (await self._fs.getattr(source.number)).attributes
+            copied = await self._mover.copy(old, new, replacing=target is not None)
+            if not copied.etags:
+                await self._fs.markers.put(new, attributes)
+            # No checkpoint from here on: all names change for everybody at once, and nobody
+            # asks for what is about to be deleted.
+            self._fs.inodes.move(source, parent, name, segment)
+            self._moved(old, new, copied.etags, before[0], before[2])
+            self._fs.markers.written(new, attributes)
+        try:
+            await self._mover.remove(copied)
+            if self._fs.namespace.folders:
+                await self._store.delete(old[:-1] + FOLDER)
+        except StoreError:
+            self._fs.inodes.move(source, before[0], before[1], before[2])
+            etags = {listed.key: listed.etag for listed in copied.objects}
+            self._moved(new, old, etags, parent, segment)
+            raise
+        # Whoever has listed the directory above meanwhile may have seen the old name still.
+        self._fs.cache.put(before[0].prefix, before[2], Absent(self._fs.cache.clock()))
+        self._fs.reveal(before[0], before[2])
+        await self._fs.open_files.renamed(new)
+
+    async def _check_tree(
+        self, source: Inode, target: Inode | None, parent: Inode, segment: str
+    ) -> None:
+        new = parent.prefix + segment + "/"
+        if new.startswith(source.prefix):
             raise PosixError(errno.EINVAL)
         if target is not None:
             if not target.directory:
                 raise PosixError(errno.ENOTDIR)
             if self._fs.has_unsaved(target) or not await self._fs.namespace.is_empty(new):
                 raise PosixError(errno.ENOTEMPTY)
-        await self._save_under(source)
-        attributes = (await self._fs.getattr(source.number)).attributes
-        assert source.parent is not None
-        old_parent, old_segment = source.parent, source.segment
-        moved = await self._mover.move(old, new, replacing=target is not None)
-        if not moved:
-            await self._fs.markers.put(new, attributes)
+
+    def _moved(
+        self, old: str, new: str, etags: Mapping[str, str], above: Inode, segment: str
+    ) -> None:
+        """Take note of where a tree is now; its old name was *segment* in *above*."""
         self._fs.cache.drop_tree(old)
         self._fs.cache.drop_tree(new)
-        self._fs.inodes.move(source, parent, name, segment)
-        self._moved_files(old, new, moved)
-        self._fs.cache.put(old_parent.prefix, old_segment, Absent(self._fs.cache.clock()))
-        if self._fs.namespace.folders:
-            await self._store.delete(old[:-1] + FOLDER)
-        self._fs.reveal(old_parent, old_segment)
+        self._moved_files(old, new, etags)
+        self._fs.cache.put(above.prefix, segment, Absent(self._fs.cache.clock()))
         self._fs.namespace.index.moved(old, new)
-        self._fs.namespace.index.forget(old_parent.prefix, old_segment, directory=True)
-        self._fs.markers.written(new, attributes)
-        await self._fs.open_files.renamed(new)
+        self._fs.namespace.index.forget(above.prefix, segment, directory=True)
 
     def _moved_files(self, old: str, new: str, moved: Mapping[str, str]) -> None:
         """Files that are open in a renamed tree have other objects below them now."""

@@ -36,6 +36,19 @@ DELETE_BATCH = 1000  # S3's limit of DeleteObjects.
 COPY_PART_SIZE = 1 << 30
 
 
+@dataclass(frozen=True, slots=True)
+class CopiedTree:
+    """A tree that stands under both names: `etags` are those of the copies, by key.
+
+    `note` and `record` are what the journal knows of it, `objects` what is to be deleted.
+    """
+
+    note: str
+    record: TreeRecord
+    objects: Sequence[ListedObject]
+    etags: Mapping[str, str]
+
+
 @dataclass(slots=True)
 class _Unfinished:
     """A renaming whose deletions have failed, and what was to be deleted."""
@@ -54,7 +67,7 @@ class _Unfinished:
 
 
 class TreeMover:
-    """Copies all objects under a prefix to another one, and then deletes them.
+    """Copies all objects under a prefix to another one (`copy`), and then deletes them (`remove`).
 
     The journal hears of it first, so that after a crash the next mount brings it to its end
     (`finish`), and the tree is whole under one name.  Deletions that fail are tried again in
@@ -69,13 +82,11 @@ class TreeMover:
         self.handled = 0
         self._unfinished: dict[str, _Unfinished] = {}
 
-    async def move(self, old: str, new: str, *, replacing: bool) -> dict[str, str]:
-        """Move everything under *old* to *new*; the new ETags by new key.
+    async def copy(self, old: str, new: str, *, replacing: bool) -> CopiedTree:
+        """Copy everything under *old* to *new*, where with *replacing* an empty directory is.
 
-        *replacing*: there is an empty directory *new*.
-
-        Nothing is deleted before everything is copied, so a failure leaves the old tree
-        whole.  What was copied by then is removed again.  Raises `StoreError`.
+        A failure leaves the old tree whole, and what was copied by then is removed again.  After
+        a crash, from here on, the old tree goes.  Raises `StoreError`.
         """
         await self._finish_overlapping(old, new)
         objects = [listed async for page in self._pages(old) for listed in page]
@@ -90,16 +101,24 @@ class TreeMover:
             raise
         record = TreeRecord(old, new, DELETING, time.time())
         await self._intend(record, note)
+        return CopiedTree(note, record, objects, moved)
+
+    async def remove(self, copied: CopiedTree) -> None:
+        """Delete what was copied under its old name; what cannot be deleted now follows later.
+
+        Raises `StoreError` when the store refuses it.
+        """
+        old = copied.record.old
         try:
-            await self._delete_tree([listed.key for listed in objects], old)
-        except StoreError as error:
-            self._finish_later(note, record, objects)
-            if not isinstance(error, Unavailable):
-                raise
+            await self._delete_tree([listed.key for listed in copied.objects], old)
+        except Unavailable as error:
+            self._finish_later(copied)
             log.warning("%s: renamed, and not all of it is deleted yet: %s", old, error)
-            return moved
-        forget(self._journal, note)
-        return moved
+        except BaseException:
+            self._finish_later(copied)
+            raise
+        else:
+            forget(self._journal, copied.note)
 
     async def _intend(self, record: TreeRecord, name: str = "") -> str:
         """Write down what is about to be done, and return the name of the record."""
@@ -128,9 +147,9 @@ class TreeMover:
 
     # -- later -----------------------------------------------------------------------------
 
-    def _finish_later(self, note: str, record: TreeRecord, objects: Sequence[ListedObject]) -> None:
-        unfinished = self._unfinished[note] = _Unfinished(record, objects)
-        self._nursery.start_soon(self._finish_until_finished, note, unfinished)
+    def _finish_later(self, copied: CopiedTree) -> None:
+        unfinished = self._unfinished[copied.note] = _Unfinished(copied.record, copied.objects)
+        self._nursery.start_soon(self._finish_until_finished, copied.note, unfinished)
 
     async def _finish_until_finished(self, note: str, unfinished: _Unfinished) -> None:
         delay = RETRY_FIRST
@@ -186,7 +205,7 @@ class TreeMover:
         try:
             await self._delete_some(here, unfinished.is_left, old)
         except StoreError:
-            self._finish_later(name, record, left)
+            self._finish_later(CopiedTree(name, record, left, {}))
             raise
         forget(self._journal, name)
 
