@@ -68,6 +68,10 @@ def test_the_command_starts_without_what_only_the_daemon_needs():
     ("arguments", "words"),
     [
         ([], "no bucket is given"),
+        (["statu"], "there is no command statu (did you mean status?)"),
+        (["unmount", "/mnt"], "write s3mount umount MOUNTPOINT"),
+        (["mount", "bucket", "/mnt"], "write s3mount BUCKET MOUNTPOINT"),
+        (["help", "umont"], "did you mean umount?"),
         (["bucket"], "no mountpoint is given"),
         (["bucket", "/mnt", "-o", "reed_only"], "did you mean read-only?"),
         (["bucket", "/mnt", "--memory=lots"], "'lots' is not"),
