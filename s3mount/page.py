@@ -103,6 +103,8 @@ const show = s => {
     card("cache hits", hit === null ? "-" : (100 * hit).toFixed(0) + " %",
       size(s.cache.read_bytes) + " read"),
     card("memory", size(s.memory_used), "of " + size(s.memory_limit)),
+    ...(s.cache.disk ? [card("cache on disk", size(s.cache.disk.bytes),
+      "of " + size(s.cache.disk.limit))] : []),
     card("not uploaded", s.dirty_files ? size(s.dirty_bytes) : "nothing",
       s.dirty_files ? s.dirty_files + (s.dirty_files > 1 ? " files" : " file") : "all is safe"),
     card("oldest of it", s.dirty_files ? age(s.dirty_age) : "-", "since it was changed"));

@@ -69,9 +69,10 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def site(mount: Mounter, bucket: Bucket) -> Site:
+def site(mount: Mounter, bucket: Bucket, tmp_path: Path) -> Site:
     port = free_port()
-    return Site(mount(bucket, "--status-listen", f"127.0.0.1:{port}"), bucket, port)
+    options = ("--status-listen", f"127.0.0.1:{port}", "--cache", str(tmp_path / "cache"))
+    return Site(mount(bucket, *options), bucket, port)
 
 
 def test_the_state_is_told_as_json_and_health_in_a_word(site: Site):
