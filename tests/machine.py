@@ -88,6 +88,11 @@ class Machine:
             rest = self._process.communicate()[0]
             raise RuntimeError(f"no machine: {line}{rest}")
 
+    @property
+    def process_id(self) -> int:
+        """The process whose namespace it is."""
+        return self._process.pid
+
     def close(self) -> None:
         """Let the namespace go; its mounts end with its processes."""
         self._process.communicate()

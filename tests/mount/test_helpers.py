@@ -1,14 +1,22 @@
 """mount(8), umount(8), fstab and findmnt(8), as they are, with our helpers installed."""
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import unavailable
+from tests.faultproxy import FaultProxy
+from tests.faults import Throttle
 from tests.machine import NOBODY, Machine, why_no_machine
 from tests.mounts import Bucket, processes_naming, why_no_mounts
+from tests.servers import CHECKOUT, Server
+
+MIB = 1 << 20
 
 
 class Host:
@@ -60,9 +68,12 @@ class Host:
         return done.stdout
 
     def contents(self, key: str) -> bytes:
+        """The bytes of an object; `LookupError` where there is none."""
         client = self.bucket.client()
         try:
             return client.get_object(Bucket=self.bucket.name, Key=key)["Body"].read()
+        except client.exceptions.NoSuchKey as error:
+            raise LookupError(key) from error
         finally:
             client.close()
 
@@ -91,7 +102,7 @@ def host(tmp_path: Path, bucket: Bucket) -> Iterator[Host]:
         machine.close()
 
 
-def test_mount_mounts_what_fstab_says_and_umount_waits_until_all_is_uploaded(host: Host):
+def test_mount_mounts_what_fstab_says_and_umount_ends_it(host: Host):
     host.fstab(host.line("_netdev,nofail,noauto,x-systemd.automount,noatime,uid=7"))
     host.machine.check("mount", str(host.path))
     assert host.find("SOURCE,FSTYPE") == f"{host.bucket.name} fuse.s3mount"
@@ -103,6 +114,63 @@ def test_mount_mounts_what_fstab_says_and_umount_waits_until_all_is_uploaded(hos
     assert processes_naming(host.path) == []
     assert host.find("SOURCE") == ""
     assert host.contents("a") == b"hello\n"
+
+
+def test_umount_returns_when_all_is_uploaded_and_tells_how_much_is_left(host: Host, server: Server):
+    with FaultProxy(server.url) as proxy:
+        host.fstab(host.line("writeback", "notify=off", f"url={proxy.url}"))
+        host.machine.check("mount", str(host.path))
+        slow = proxy.inject(Throttle(2 * MIB), method="PUT")
+        host.machine.check("dd", "if=/dev/zero", f"of={host.path}/large", "bs=1M", "count=6")
+        with pytest.raises(LookupError):
+            host.contents("large")
+        began = time.monotonic()
+        # On a terminal, as somebody sees it who waits.
+        said = host.machine.check("script", "-qec", f"umount {host.path}", "/dev/null")
+        assert time.monotonic() - began > 1.5
+        assert host.contents("large") == bytes(6 * MIB)
+        assert "uploading 1 file, " in said
+        proxy.remove(slow)
+
+
+@pytest.mark.parametrize("kind", ["s3mount", "fuse.s3mount"])
+def test_a_comma_in_quotes_belongs_to_the_value(host: Host, kind: str):
+    log = host.log.with_name("log,1")
+    host.fstab(host.line(f'log_file="{log}"', "noexec", 'fsname="one,two"', kind=kind))
+    host.machine.check("mount", str(host.path))
+    assert host.find("SOURCE") == "one,two"
+    assert "noexec" in host.find("OPTIONS").split(",")
+    assert "is mounted at" in log.read_text()
+
+
+def test_what_mount_may_pass_on_besides_is_understood(host: Host):
+    """A namespace to mount in (-N), and the type (-t)."""
+    namespace = f"/proc/{host.machine.process_id}/ns/mnt"
+    environment = {**host.machine.environment, "PYTHONPATH": str(CHECKOUT)}
+
+    def outside(*command: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "s3mount", *command], env=environment, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    kind = ("-t", "fuse.s3mount", "-N", namespace)
+    outside("mount.fuse.s3mount", host.bucket.name, str(host.path), *kind, "-o", host.options)
+    assert host.find("SOURCE") == host.bucket.name
+    assert not os.path.ismount(host.path)  # not out here
+    outside("umount.fuse.s3mount", str(host.path), *kind)
+    assert host.find("SOURCE") == ""
+
+
+def test_umount_r_leaves_what_is_busy_read_only(host: Host):
+    host.fstab(host.line())
+    host.machine.check("mount", str(host.path))
+    script = f"cd {host.path}; umount -r {host.path}"
+    said = host.machine.run("sh", "-c", script).stdout
+    assert "busy (in use by process " in said
+    assert "; mounted again (ro" in said
+    assert "ro" in host.find("OPTIONS").split(",")
 
 
 def secret_free(host: Host) -> bool:
@@ -274,6 +342,11 @@ def test_update_fstab_writes_the_line_once_the_mount_works(host: Host):
     assert {"_netdev", "nofail", "ro", "umask=027"} <= set(lines[2].split()[3].split(","))
     host.machine.check("mount", "-a")
     assert host.find("SOURCE") == host.bucket.name
+    host.machine.check("umount", str(host.path))
+    # What is mounted stays so; only the table is not written.
+    done = host.machine.run(*host.machine.s3mount, *name, LIBMOUNT_FSTAB="/nonexistent/fstab")
+    assert "s3mount: /nonexistent/fstab: No such file or directory\n" in done.stdout
+    assert (done.returncode, host.find("SOURCE")) == (16, host.bucket.name)
     host.machine.check("umount", str(host.path))
     wrong = host.machine.run(*host.machine.s3mount, *name, "--url=http://127.0.0.1:9")
     assert wrong.returncode == 32
