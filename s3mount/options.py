@@ -52,7 +52,7 @@ SILENTLY_IGNORED = {
 }
 IGNORED = {
     "max-read": "the kernel refuses a mount that limits it",
-    "auto-unmount": "a mount left behind by a crash is reported by the next one",
+    "auto-unmount": "a mount left behind by a crash is cleared away by the next one",
 }
 REFUSED = {
     "remount": "this is for mount(8): mount -o remount,ro MOUNTPOINT (see install-helpers)",

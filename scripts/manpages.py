@@ -209,7 +209,9 @@ def _paragraphs(epilog: str, *, titled: bool = True) -> Iterator[str]:
         first, _, rest = paragraph.partition("\n")
         if titled and title:
             yield f".SH {title}"
-        if re.match(r"\s", rest):
+        if re.match(r"\s", first):
+            yield from literal(_dedented(paragraph))
+        elif re.match(r"\s", rest):
             yield from (".PP", prose(first), *literal(_dedented(rest)))
         else:
             yield from (".PP", prose(paragraph))
