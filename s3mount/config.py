@@ -291,6 +291,7 @@ class Config(FeatureOptions):
         PROCESS,
         "what findmnt(8) and df(1) show as the source of the mount",
         shown="BUCKET[/PREFIX]",
+        aliases=("devname",),
     )
     sloppy: bool = option(
         FLAG,

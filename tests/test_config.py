@@ -488,11 +488,27 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path, text, word):
             {"metadata_ttl": 5400, "max_cache_size": 2 << 30, "part_size": 16 * MIB},
         ),
         (
-            "force-path-style,read-only,max-threads=16,allow-delete,no-sign-request",
-            {"path_style": True, "ro": True, "no_sign_request": True},
+            "force-path-style,read-only,max-threads=16,allow-delete,no-sign-request,"
+            "max-memory-target=512",
+            {"path_style": True, "ro": True, "no_sign_request": True, "memory": 512 * MIB},
+        ),
+        (
+            "use_rrs,host=http://host,multipart_threshold=25,ssl_verify_hostname=2,nodnscache",
+            {
+                "storage_class": configure("--storage-class", "REDUCED_REDUNDANCY").storage_class,
+                "endpoint_url": "http://host",
+            },
+        ),
+        (
+            "allow_non_empty,devname=data,s3_no_check_bucket,s3_version_at=2026-03-29T16:30:00Z",
+            {
+                "mount_flags": frozenset({"nosuid", "nodev", "nonempty", "ro"}),
+                "fsname": "data",
+                "as_of": configure("--as-of", "2026-03-29T16:30:00Z").as_of,
+            },
         ),
     ],
-    ids=["s3fs", "goofys", "rclone", "mountpoint-s3"],
+    ids=["s3fs", "goofys", "rclone", "mountpoint-s3", "s3fs-2", "rclone-2"],
 )
 def test_the_options_of_other_programs_are_understood(options, values):
     config, warnings = parse_arguments(["bucket", "/mnt", "-o", options])
@@ -517,6 +533,8 @@ def test_names_of_other_programs_mean_one_thing_here():
 
 def test_what_would_be_a_broken_promise_is_refused():
     assert "headers-file" in refusal("-o", "ahbe_conf=/etc/headers")
+    assert "mount a prefix" in refusal("-o", "exclude=*.tmp")
+    assert "beside the keys" in refusal("-o", "use_session_token")
     assert "seen by everybody" in refusal("-o", "sse_c=c2VjcmV0")
     line = refusal("-o", "secret_access_key=hunter22")
     assert "seen by everybody" in line
