@@ -86,6 +86,15 @@ def test_the_state_is_told_as_json_and_health_in_a_word(site: Site):
     assert site.get("/healthz")[::2] == (200, "serving\n")
 
 
+def test_a_mount_that_ends_is_not_healthy(site: Site, mount: Mounter):
+    with held_open(site.mount.path / "late", 100):
+        assert until(lambda: json.loads(site.get("/status.json")[2])["dirty_bytes"] == 100)
+        assert mount.run("umount", "--lazy", str(site.mount.path)).returncode == 0
+        assert site.get("/healthz")[::2] == (503, "ending\n")
+        assert site.metrics()["s3mount_serving", ""] == 0
+    assert site.mount.wait(60) == 0
+
+
 def test_prometheus_reads_the_metrics(site: Site):
     (site.mount.path / "a").write_bytes(b"abc")
     found = site.metrics()

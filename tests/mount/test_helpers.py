@@ -65,6 +65,7 @@ class Host:
         assert done.returncode == code, done.stdout
         assert done.stdout.count("\n") == 1, done.stdout
         assert self.find("SOURCE") == before
+        assert before or processes_naming(self.path) == []
         return done.stdout
 
     def contents(self, key: str) -> bytes:
@@ -297,6 +298,23 @@ def test_keys_that_others_can_read_are_refused(host: Host):
     assert f"others may read it (try: chmod 600 {host.keys})" in line
     host.write_keys(host.keys, NOBODY)
     assert "belongs to another user" in host.complaint(1, "mount", str(host.path))
+
+
+def test_what_a_user_cannot_read_is_told(host: Host):
+    host.write_keys(host.keys, 0)
+    host.log.touch()
+    host.state.mkdir(mode=0o700)
+    for path in (host.log, host.state):
+        os.chown(path, NOBODY, NOBODY)
+    host.fstab(host.line("noauto,user"))
+    line = host.complaint(1, "mount", str(host.path), user=NOBODY)
+    assert f"{host.keys}: Permission denied" in line
+    toml = host.keys.with_name("options.toml")
+    toml.write_text("ro = true\n")
+    toml.chmod(0o600)
+    host.fstab(host.line("noauto,user", f"config={toml}"))
+    line = host.complaint(1, "mount", str(host.path), user=NOBODY)
+    assert f"{toml}: Permission denied" in line
 
 
 def test_credentials_come_from_a_file_a_profile_or_a_private_file_of_options(host: Host):
