@@ -27,7 +27,10 @@ Exit codes: 0 done; 1 no permission."""
 
 def main(arguments: Sequence[str]) -> int:
     """Write the helpers, and return the exit code."""
-    folder = parser().parse_args(arguments).root / "sbin"
+    root = parser().parse_args(arguments).root
+    if not root.is_dir():
+        raise MountError(f"{root}: there is no such directory", 1)
+    folder = root / "sbin"
     for path in (folder / name for name in HELPERS):
         if os.path.lexists(path) and not _is_ours(path):
             raise MountError(f"{path} is there, and is not of s3mount's making", 1)

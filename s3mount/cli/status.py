@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from s3mount.cli.arguments import Parser
+from s3mount.cli.arguments import Parser, number
 from s3mount.cli.statustext import describe, describe_all
 from s3mount.controlclient import Connection, ControlError, NoDaemon, all_sockets, find_socket
 from s3mount.errors import MountError
@@ -61,16 +61,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("-w", "--watch", action="store_true", help="go on showing, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print everything, for programs")
     parser.add_argument(
-        "--interval", type=_interval, default=2.0, metavar="SECONDS", help="for --watch [2]"
+        "--interval",
+        type=number(0.1, 3600),
+        default=2.0,
+        metavar="SECONDS",
+        help="for --watch [2]",
     )
     return parser
-
-
-def _interval(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 3600:
-        raise ValueError(text)
-    return seconds
 
 
 def gather(chosen: Sequence[Path]) -> list[Status]:

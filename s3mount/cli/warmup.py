@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from s3mount.cli.arguments import Parser
+from s3mount.cli.arguments import Parser, number
 from s3mount.cli.asking import mount_of
 from s3mount.cli.statustext import describe_time, printable
 from s3mount.cli.umount import describe_size
@@ -110,16 +110,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("path", metavar="PATH", nargs="+", help="in a mount of s3mount")
     parser.add_argument("--metadata-only", action="store_true", help="names and attributes only")
     parser.add_argument(
-        "-j", "--jobs", type=_jobs, default=JOBS, metavar="NUMBER", help=f"files at once [{JOBS}]"
+        "-j",
+        "--jobs",
+        type=number(1, 64, int),
+        default=JOBS,
+        metavar="NUMBER",
+        help=f"files at once [{JOBS}]",
     )
     return parser
-
-
-def _jobs(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 64:
-        raise ValueError(text)
-    return count
 
 
 def _find_all(paths: Sequence[str], meter: Meter) -> Sequence[str]:
