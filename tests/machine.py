@@ -37,6 +37,8 @@ for directory in /usr/sbin /etc /run "$@"; do
     mount -t overlay overlay \
         -o "lowerdir=$directory,upperdir=$layer/upper,workdir=$layer/work" "$directory"
 done
+# What others have mounted outside: `umount -a` here would have their daemons end.
+umount -a -i -l -c -t fuse.s3mount || :
 echo user_allow_other >>/etc/fuse.conf
 : >/etc/fstab
 echo ready
