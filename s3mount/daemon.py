@@ -29,7 +29,7 @@ from s3mount.fs.undeleting import Past
 from s3mount.journaling import describe
 from s3mount.kernel import KernelMount, MountOptions
 from s3mount.metrics import Metrics
-from s3mount.mounts import name_helper
+from s3mount.mounts import SELINUX, name_helper
 from s3mount.pastcommands import PastCommands
 from s3mount.private import refuse_shared
 from s3mount.reloading import Reloader
@@ -71,6 +71,7 @@ def run(config: Config, reload: Callable[[], Config], *, background: bool) -> in
     # quarter of the time of a listing; few of our objects are in cycles.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    gc.enable()
     try:
         return trio.run(daemon.main)
     except ExceptionGroup as group:
@@ -101,6 +102,7 @@ class Daemon:
                 flags=flags,
                 allow_other=config.allow_other,
                 allow_root=config.allow_root,
+                labels=config.labels if SELINUX.exists() else {},
             ),
         )
         self._ending = Ending(

@@ -276,9 +276,13 @@ def test_what_mount_passes_on_is_accepted():
     config = configure(
         "-o",
         "rw,_netdev,nofail,noauto,user,defaults,x-systemd.automount,x-anything=1,X-mount.mkdir,"
-        "comment=hi,fsname=s3,subtype=s3mount,default_permissions,noatime,noexec,sync",
+        "comment=hi,fsname=s3,subtype=s3mount,default_permissions,noatime,noexec,sync,nomand,"
+        'silent,noiversion,nosymfollow,context="system_u:object_r:fusefs_t:s0:c1,c2"',
     )
-    assert config.mount_flags == {"_netdev", "nosuid", "nodev", "noatime", "noexec", "sync"}
+    flags = {"_netdev", "nosuid", "nodev", "noatime", "noexec", "sync", "nosymfollow"}
+    assert config.mount_flags == flags
+    assert config.labels == {"context": "system_u:object_r:fusefs_t:s0:c1,c2"}
+    assert "no label" in refusal("-o", "context")
 
 
 def test_mount_flags_take_each_other_back():

@@ -13,7 +13,7 @@ from tests.conftest import unavailable
 from tests.faultproxy import FaultProxy
 from tests.faults import Throttle
 from tests.machine import NOBODY, Machine, why_no_machine
-from tests.mounts import Bucket, processes_naming, why_no_mounts
+from tests.mounts import Bucket, Mounter, processes_naming, why_no_mounts
 from tests.servers import CHECKOUT, Server
 
 MIB = 1 << 20
@@ -197,6 +197,16 @@ def test_mount_a_mounts_once(host: Host, kind: str):
     assert host.find("SOURCE") == ""
 
 
+def test_a_machine_leaves_alone_what_is_mounted_outside(
+    mount: Mounter, bucket: Bucket, request: pytest.FixtureRequest
+):
+    outside = mount(bucket)
+    host: Host = request.getfixturevalue("host")
+    host.machine.check("umount", "-a", "-t", "fuse.s3mount")
+    (outside.path / "still").write_bytes(b"here")
+    assert host.contents("still") == b"here"
+
+
 def test_umount_waits_for_every_mount_of_root(host: Host):
     arguments = [host.bucket.name, str(host.path), "-o", host.options]
     for _ in range(3):
@@ -214,8 +224,12 @@ def test_the_flags_of_mount_have_their_meaning(host: Host):
         command = ["mount", *flags, "-o", given, host.bucket.name, str(host.path)]
         return host.machine.run(*command, "-t", "s3mount")
 
-    fake = mount("-f", "-v")
+    fake = mount("-f", "-v", options="parallel_count=20")
     assert (fake.returncode, host.find("SOURCE")) == (0, "")
+    assert "ignored, because they tune other programs: parallel-count\n" in fake.stdout
+    assert "the options are understood; nothing is mounted" in fake.stdout
+    assert "is mounted on" not in fake.stdout
+    assert mount("-f").stdout == ""
     assert "there is no option nonsense" in mount(options="nonsense").stdout
     sloppy = mount("-s", "-n", "-v", "-r", options="nonsense")
     assert sloppy.returncode == 0, sloppy.stdout
@@ -223,6 +237,21 @@ def test_the_flags_of_mount_have_their_meaning(host: Host):
     assert f"{host.bucket.name} is mounted on {host.path}" in sloppy.stdout
     assert "ro" in host.find("OPTIONS").split(",")
     assert "everything is uploaded" in host.machine.check("umount", "-v", str(host.path))
+
+
+def test_the_kernel_hears_the_options_of_mount(host: Host):
+    chosen = "noexec,nosymfollow,nodiratime,dirsync,lazytime"
+    host.fstab(host.line(chosen, "context=system_u:object_r:fusefs_t:s0"))  # no SELinux, no label
+    host.machine.check("mount", str(host.path))
+    found = set(host.find("OPTIONS").split(","))
+    assert {"rw", "nosuid", "nodev", *chosen.split(",")} <= found
+    host.machine.check("umount", str(host.path))
+    # mount(8) does not pass on what is its default; of us somebody has to ask for it.
+    command = [*host.machine.s3mount, host.bucket.name, str(host.path), "-o"]
+    host.machine.check(*command, f"{host.options},suid,dev,noexec")
+    found = set(host.find("OPTIONS").split(","))
+    assert "noexec" in found
+    assert not found & {"nosuid", "nodev"}
 
 
 def test_remount_changes_what_the_kernel_allows(host: Host):
@@ -248,9 +277,10 @@ def test_a_user_mounts_with_fusermount3_what_fstab_allows(host: Host):
     host.state.mkdir(mode=0o700)
     for path in (host.log, host.state):
         os.chown(path, NOBODY, NOBODY)
-    host.fstab(host.line("noauto,user,allow_other"))
-    host.machine.check("mount", str(host.path), user=NOBODY)
-    assert "user_id=65534" in host.find("OPTIONS")
+    host.fstab(host.line("noauto,user,allow_other,noatime,lazytime"))
+    said = host.machine.check("mount", str(host.path), user=NOBODY)
+    assert "option lazytime is ignored: only root may mount so\n" in said
+    assert {"user_id=65534", "noatime"} <= set(host.find("OPTIONS").split(","))
     host.machine.check("sh", "-c", f"echo mine >{host.path}/mine", user=NOBODY)
     assert host.machine.check("stat", "-c", "%u", f"{host.path}/mine") == "65534\n"
     host.machine.check("umount", str(host.path), user=NOBODY)
@@ -262,10 +292,11 @@ def test_a_lazy_umount_returns_while_a_file_is_open(host: Host):
     host.fstab(host.line())
     host.machine.check("mount", str(host.path))
     script = (
-        f"exec 3>{host.path}/late; umount {host.path} && exit 9; umount -l {host.path} || exit 8"
+        f"exec 3>{host.path}/late; umount {host.path} && exit 9; umount -lv {host.path} || exit 8"
     )
     said = host.machine.check("sh", "-c", f"{script}; echo late >&3; exec 3>&-")
     assert "busy" in said
+    assert f"{host.path} is unmounted\n" in said  # and nobody says that all is uploaded
     assert host.contents("late") == b"late\n"
 
 
