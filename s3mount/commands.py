@@ -123,6 +123,7 @@ class Commands:
             raise MountError(f"{len(left)} files could not be uploaded; see the log")
         if not self._kernel.unmount(lazy=lazy or force):
             raise MountError(_busy(self._config.mountpoint))
+        self._ending.note_unmounted()
         if force:
             self._ending.cut_off()
         return result

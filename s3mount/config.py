@@ -69,7 +69,7 @@ class Config(FeatureOptions):
 
     `prefix` is empty or ends in a slash; `mountpoint` is the real path.  `mount_flags` holds
     the words of mount(8) that hold for this mount, such as ``nosuid``, ``noatime`` or ``ro``.
-    `environment` are variables for the daemon, perhaps secret ones.
+    `environment` are variables for the daemon, perhaps secret ones; `labels` are those of SELinux.
     """
 
     def __post_init__(self) -> None:
@@ -80,6 +80,7 @@ class Config(FeatureOptions):
     mountpoint: Path
     mount_flags: frozenset[str]
     environment: Mapping[str, str] = field(repr=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
     ro: bool = option(
         FLAG,
         ACCESS,
@@ -291,6 +292,7 @@ class Config(FeatureOptions):
         PROCESS,
         "what findmnt(8) and df(1) show as the source of the mount",
         shown="BUCKET[/PREFIX]",
+        aliases=("devname",),
     )
     sloppy: bool = option(
         FLAG,

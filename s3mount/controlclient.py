@@ -12,7 +12,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -56,8 +56,11 @@ def find_socket(mountpoint: Path, owner: int) -> Path | None:
     return None
 
 
-def all_sockets() -> list[Path]:
-    """Return the sockets of all daemons that we may ask: root's and everybody's, or our own."""
+def all_sockets(mountpoints: Collection[Path] = ()) -> list[Path]:
+    """Return the sockets of all daemons that we may ask: root's and everybody's, or our own.
+
+    With *mountpoints* only of those there.
+    """
     if os.geteuid() == 0:
         folders = _folders(0)
         # Only those of users: a server of the demo has its sockets in /tmp/s3mount-weed-*, too.
@@ -74,7 +77,8 @@ def all_sockets() -> list[Path]:
                 found.update(dict.fromkeys(sorted(folder.glob("*.sock"))))
         except OSError:
             continue  # There is none, or it is not ours to look into.
-    return list(found)
+    names = {_socket_name(path) for path in mountpoints}
+    return [path for path in found if not names or path.name in names]
 
 
 def _socket_name(mountpoint: Path) -> str:

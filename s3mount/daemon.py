@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 
 import pyfuse3
@@ -28,7 +29,7 @@ from s3mount.fs.undeleting import Past
 from s3mount.journaling import describe
 from s3mount.kernel import KernelMount, MountOptions
 from s3mount.metrics import Metrics
-from s3mount.mounts import name_helper
+from s3mount.mounts import SELINUX, name_helper
 from s3mount.pastcommands import PastCommands
 from s3mount.private import refuse_shared
 from s3mount.reloading import Reloader
@@ -70,6 +71,7 @@ def run(config: Config, reload: Callable[[], Config], *, background: bool) -> in
     # quarter of the time of a listing; few of our objects are in cycles.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    gc.enable()
     try:
         return trio.run(daemon.main)
     except ExceptionGroup as group:
@@ -90,7 +92,7 @@ class Daemon:
         self._recent = logs.Recent(RECENT)
         logging.getLogger().addHandler(self._recent)
         self._ended = trio.Event()
-        self._disk = self._make_disk()
+        self._disk: BlockDisk | None = None
         flags = set(config.mount_flags) | ({"ro"} if config.ro else set())
         self._serving = trio.CancelScope()
         self._kernel = KernelMount(
@@ -100,6 +102,7 @@ class Daemon:
                 flags=flags,
                 allow_other=config.allow_other,
                 allow_root=config.allow_root,
+                labels=config.labels if SELINUX.exists() else {},
             ),
         )
         self._ending = Ending(
@@ -109,47 +112,51 @@ class Daemon:
             page_patience=config.timeout,
         )
 
-    def _make_disk(self) -> BlockDisk | None:
-        config = self._config
-        if config.cache is None:
-            return None
-        store = f"{config.endpoint_url}\0{config.bucket}\0{config.prefix}"
-        return BlockDisk(
-            config.cache,
-            store,
-            config.max_cache_size,
-            config.min_free_space,
-            checksum.function("crc64nvme"),
-        )
-
     async def main(self) -> int:
         """Start, serve and stop."""
         await trio.to_thread.run_sync(refuse_shared, self._config.state_dir)
-        if self._disk is not None:
-            await trio.to_thread.run_sync(self._disk.open)
-        try:
-            return await self._main()
-        finally:
-            if self._disk is not None:
-                with trio.CancelScope(shield=True):
-                    await self._disk.flush()
-                    await trio.to_thread.run_sync(self._disk.close)
-
-    async def _main(self) -> int:
         address = self._config.status_listen
         listener = webpage.listen(*address) if address is not None else None
         client = await connect(self._config, self._source)
         try:
-            journal = await self._open_journal(client)
-            try:
-                async with trio.open_nursery() as background:
-                    left = await self._run(client, journal, listener, background)
-                    background.cancel_scope.cancel()
-            finally:
-                with trio.CancelScope(shield=True):
-                    await journal.close()
+            # The address that was found, not the option: two stores may have one bucket's name.
+            async with self._cache_on_disk(client.settings.url):
+                return await self._main(client, listener)
         finally:
             await client.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _cache_on_disk(self, endpoint: str) -> AsyncIterator[None]:
+        """Have the cache on disk, if there shall be one, until the end of the block."""
+        config = self._config
+        if config.cache is None:
+            yield
+            return
+        disk = BlockDisk(
+            config.cache,
+            f"{endpoint}\0{config.bucket}\0{config.prefix}",
+            config.max_cache_size,
+            config.min_free_space,
+            checksum.function("crc64nvme"),
+        )
+        await trio.to_thread.run_sync(disk.open)
+        self._disk = disk
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await disk.flush()
+                await trio.to_thread.run_sync(disk.close)
+
+    async def _main(self, client: HistoryClient, listener: trio.SocketListener | None) -> int:
+        journal = await self._open_journal(client)
+        try:
+            async with trio.open_nursery() as background:
+                left = await self._run(client, journal, listener, background)
+                background.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
+                await journal.close()
         return 1 if left else 0
 
     async def _run(

@@ -41,14 +41,18 @@ class Ending:
         self.serving = trio.CancelScope()
         self._stopping = trio.CancelScope()
         self._saving = trio.CancelScope(shield=True)
-        self._told = self._served = False
+        self._told = self._served = self._unmounted = False
         self._work: trio.Nursery | None = None
         self._work_ended = trio.Event()
 
     @property
     def begun(self) -> bool:
         """Whether the mount is ending, or has been unmounted."""
-        return self._told or self._served
+        return self._told or self._served or self._unmounted
+
+    def note_unmounted(self) -> None:
+        """Take note that the mount is gone, though programs may still have files of it open."""
+        self._unmounted = True
 
     async def hold(self, task_status: trio.TaskStatus[trio.Nursery]) -> None:
         """Give out a nursery for uploads, which are given up when the time is over."""

@@ -122,6 +122,11 @@ class _Mount(Collector):
         if "disk" in cache:
             name, text = "s3mount_disk_cache_hit_bytes", "Bytes read from the cache on disk."
             yield CounterMetricFamily(name, text, value=cache["disk"]["hit_bytes"])
+            for name, text, field in (
+                ("s3mount_disk_cache_bytes", "What the cache on disk holds.", "bytes"),
+                ("s3mount_disk_cache_limit_bytes", "The option max-cache-size.", "limit"),
+            ):
+                yield GaugeMetricFamily(name, text, value=cache["disk"][field])
             name, text = "s3mount_disk_cache_damaged", "Blocks that failed their checksum."
             yield CounterMetricFamily(name, text, value=cache["disk"]["damaged"])
 

@@ -22,15 +22,15 @@ import stat
 import struct
 import subprocess
 import types
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyfuse3
 import trio
 
 from s3mount.errors import MountError
-from s3mount.mounts import MS_FLAGS
+from s3mount.mounts import FLAGS_OF_USERS, MS_FLAGS
 
 log = logging.getLogger(__name__)
 
@@ -123,12 +123,16 @@ def _quicken_pyfuse3() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountOptions:
-    """What the kernel is told: *source* is shown by findmnt(8), *flags* are mount(8)'s words."""
+    """What the kernel is told: *source* is shown by findmnt(8), *flags* are mount(8)'s words.
+
+    *labels* are the options of SELinux, such as ``context``.
+    """
 
     source: str
     flags: Collection[str]
     allow_other: bool
     allow_root: bool
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class KernelMount:
@@ -230,6 +234,7 @@ class KernelMount:
             mode = stat.S_IFMT(self.mountpoint.stat().st_mode)
             options += [f"fd={descriptor}", f"rootmode={mode:o}"]
             options += [f"user_id={os.geteuid()}", f"group_id={os.getegid()}"]
+            options += [f'{name}="{label}"' for name, label in self._options.labels.items()]
         return ",".join(options)
 
     def _mount_as_root(self) -> int:
@@ -241,10 +246,6 @@ class KernelMount:
             ) from error
         chosen = self._options.flags
         flags = sum(bit for name, bit in MS_FLAGS.items() if name in chosen)
-        if "suid" not in chosen:
-            flags |= MS_FLAGS["nosuid"]
-        if "dev" not in chosen:
-            flags |= MS_FLAGS["nodev"]
         result = _libc.mount(
             os.fsencode(self._options.source),
             os.fsencode(self.mountpoint),
@@ -266,6 +267,9 @@ class KernelMount:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with contextlib.closing(ours), contextlib.closing(theirs):
             flags = [name for name in MS_FLAGS if name in self._options.flags]
+            for name in sorted({*flags, *self._options.labels} - FLAGS_OF_USERS):
+                log.warning("option %s is ignored: only root may mount so", name)
+            flags = [name for name in flags if name in FLAGS_OF_USERS]
             source = self._options.source.replace("\\", "\\\\").replace(",", "\\,")
             text = ",".join(
                 [self._option_text(None), *flags, f"fsname={source}", "subtype=s3mount"]

@@ -13,6 +13,7 @@ FILE_SYSTEM_TYPE = "fuse.s3mount"
 DETACH_TIMEOUT = 30.0  # seconds
 MOUNTINFO = Path("/proc/self/mountinfo")
 UTAB = Path("/run/mount/utab")
+SELINUX = Path("/sys/fs/selinux/enforce")  # where the kernel has it, and it is in use
 UMOUNT_HELPER = Path("/sbin/umount.fuse.s3mount")
 
 # mount(2)'s bits for the words of mount(8).
@@ -23,12 +24,15 @@ MS_FLAGS = {
     "noexec": 8,
     "sync": 16,
     "dirsync": 128,
+    "nosymfollow": 256,
     "noatime": 1024,
     "nodiratime": 2048,
     "strictatime": 1 << 24,
     "lazytime": 1 << 25,
 }
 MS_REMOUNT = 32
+# Those that fusermount3 knows; it takes others for options of FUSE, which the kernel refuses.
+FLAGS_OF_USERS = frozenset({"ro", "nosuid", "nodev", "noexec", "sync", "dirsync", "noatime"})
 
 
 @dataclass(frozen=True, slots=True)

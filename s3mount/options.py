@@ -39,20 +39,25 @@ FLAG_WORDS: Mapping[str, tuple[set[str], set[str]]] = {
     "diratime": (set(), {"nodiratime"}),
     "lazytime": ({"lazytime"}, set()),
     "nolazytime": (set(), {"lazytime"}),
+    "nosymfollow": ({"nosymfollow"}, set()),
+    "symfollow": (set(), {"nosymfollow"}),
     "nonempty": ({"nonempty"}, set()),
     "-netdev": ({"_netdev"}, set()),
 }
+# Labels of SELinux for everything in the mount; without SELinux they mean nothing, as everywhere.
+LABELS = frozenset({"context", "fscontext", "defcontext", "rootcontext"})
 # Nothing that comes out of a bucket gets root's powers unless somebody asks for it.
 DEFAULT_FLAGS = frozenset({"nosuid", "nodev"})
 
 # Words for mount(8), systemd and fstab, and what s3mount does in any case.
 SILENTLY_IGNORED = {
     *("nofail", "fail", "auto", "noauto", "user", "nouser", "users", "owner", "group"),
+    *("mand", "nomand", "iversion", "noiversion", "silent", "loud"),
     *("defaults", "comment", "uhelper", "helper", "subtype", "default-permissions"),
 }
 IGNORED = {
     "max-read": "the kernel refuses a mount that limits it",
-    "auto-unmount": "a mount left behind by a crash is reported by the next one",
+    "auto-unmount": "a mount left behind by a crash is cleared away by the next one",
 }
 REFUSED = {
     "remount": "this is for mount(8): mount -o remount,ro MOUNTPOINT (see install-helpers)",
@@ -95,6 +100,7 @@ class Choices:
         self._values: dict[str, object] = {}
         self._flags = set(DEFAULT_FLAGS)
         self._environment: dict[str, str] = {}
+        self._labels: dict[str, str] = {}
         self._unused: list[str] = []
 
     def choose(self, name: str, text: str | None, *, private: bool = False) -> None:
@@ -113,6 +119,8 @@ class Choices:
             name, text = peers.TRANSLATED[name](text)
         if name in FLAG_WORDS:
             self._choose_flag(name, text)
+        elif name in LABELS:
+            self._labels[name] = _label(name, text or "")
         elif name in OPTION_OF_NAME:
             option, value = OPTION_OF_NAME[name]
             self._values[option.name] = _option_value(option, name, value, text)
@@ -173,6 +181,7 @@ class Choices:
         config = Config(
             mount_flags=frozenset(flags),
             environment=self._environment,
+            labels=self._labels,
             **values,  # type: ignore[arg-type]
         )
         _check(config)
@@ -246,6 +255,12 @@ def _parse(kind: Kind, name: str, text: str) -> object:
     except (ValueError, OverflowError) as error:
         shown = "***" if str(error) == "***" else repr(text)
         raise OptionError(f"option {name}: {shown} is not {kind.expected}") from error
+
+
+def _label(name: str, text: str) -> str:
+    if not text or '"' in text:
+        raise OptionError(f"option {name}: {text!r} is no label of SELinux")
+    return text
 
 
 def _variable(name: str, value: str, *, private: bool) -> str:

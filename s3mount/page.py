@@ -103,9 +103,14 @@ const show = s => {
     card("cache hits", hit === null ? "-" : (100 * hit).toFixed(0) + " %",
       size(s.cache.read_bytes) + " read"),
     card("memory", size(s.memory_used), "of " + size(s.memory_limit)),
+    ...(s.cache.disk ? [card("cache on disk", size(s.cache.disk.bytes),
+      "of " + size(s.cache.disk.limit))] : []),
     card("not uploaded", s.dirty_files ? size(s.dirty_bytes) : "nothing",
-      s.dirty_files ? s.dirty_files + (s.dirty_files > 1 ? " files" : " file") : "all is safe"),
-    card("oldest of it", s.dirty_files ? age(s.dirty_age) : "-", "since it was changed"));
+      s.dirty_files ? s.dirty_files + (s.dirty_files > 1 ? " files" : " file") + ", for "
+        + age(s.dirty_age) : "all is safe"),
+    // Four in a row: with a cache on disk there is no place for it.
+    ...(s.cache.disk ? [] : [card("oldest of it", s.dirty_files ? age(s.dirty_age) : "-",
+      "since it was changed")]));
   const failing = s.dirty.some(file => file.error);
   table("dirty", ["file", "size", "sent", "age", ...(failing ? ["error"] : [])],
     s.dirty.map(file => [file.key, size(file.bytes),

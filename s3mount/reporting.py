@@ -175,6 +175,7 @@ class Reporter:
             found["disk"] = {
                 "path": str(of.config.cache),
                 "limit": of.config.max_cache_size,
+                "bytes": of.disk.held_bytes,
                 "hits": of.disk.hits,
                 "hit_bytes": of.disk.hit_bytes,
                 "written_bytes": of.disk.written_bytes,

@@ -29,6 +29,7 @@ class StoreOptions:
         "mount a bucket that keeps versions as it was then, read-only; a time without a zone is "
         "this machine's",
         shown="as it is",
+        aliases=("s3-version-at",),
     )
     endpoint_url: str | None = option(
         URL,
@@ -36,7 +37,7 @@ class StoreOptions:
         "address of the store; without it AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL and the "
         "AWS profile are asked",
         shown="AWS S3",
-        aliases=("url", "s3-endpoint"),
+        aliases=("url", "s3-endpoint", "host"),
     )
     region: str | None = option(
         TEXT,

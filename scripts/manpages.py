@@ -10,7 +10,7 @@ from s3mount.cli.arguments import DESCRIPTION, EPILOG
 from s3mount.cli.grammar import Command, Switch
 from s3mount.config import OPTIONS
 from s3mount.declaring import SECTIONS, Option
-from s3mount.options import FLAG_WORDS, IGNORED, SILENTLY_IGNORED
+from s3mount.options import FLAG_WORDS, IGNORED, LABELS, SILENTLY_IGNORED
 
 MARK = '.\\" Made by scripts/gendocs from the option table and the commands.  Change it there.'
 ESCAPES = {"\\": "\\e", "-": "\\-", "'": "\\(aq", "^": "\\(ha", "`": "\\(ga", "~": "\\(ti"}
@@ -209,7 +209,9 @@ def _paragraphs(epilog: str, *, titled: bool = True) -> Iterator[str]:
         first, _, rest = paragraph.partition("\n")
         if titled and title:
             yield f".SH {title}"
-        if re.match(r"\s", rest):
+        if re.match(r"\s", first):
+            yield from literal(_dedented(paragraph))
+        elif re.match(r"\s", rest):
             yield from (".PP", prose(first), *literal(_dedented(rest)))
         else:
             yield from (".PP", prose(paragraph))
@@ -260,7 +262,8 @@ my-bucket/dir  /mnt/app  fuse.s3mount  _netdev,x-systemd.automount,config=/etc/s
 
 BEHIND = """\
 All options of s3mount(1) are understood, and these of mount(8): {words}. nosuid and nodev are the
-default. These are meant for others, and do nothing: {silent}, and what begins with x-."""
+default. Labels of SELinux ({labels}) are handed to the kernel, where it has SELinux and root
+mounts. These are meant for others, and do nothing: {silent}, and what begins with x-."""
 
 OTHERS = """\
 As other programs mean them are read: {translated}. These are refused, as to ignore them would break
@@ -282,7 +285,7 @@ def _helper() -> Iterator[str]:
     silent = words(SILENTLY_IGNORED)
     yield from (
         ".SH OPTIONS BEHIND \\-o",
-        prose(BEHIND.format(words=_mount_words(), silent=silent)),
+        prose(BEHIND.format(words=_mount_words(), labels=words(LABELS), silent=silent)),
     )
     for name, why in IGNORED.items():
         yield from (".PP", prose(f"`{name}` is ignored with a warning: {why}."))

@@ -37,6 +37,8 @@ for directory in /usr/sbin /etc /run "$@"; do
     mount -t overlay overlay \
         -o "lowerdir=$directory,upperdir=$layer/upper,workdir=$layer/work" "$directory"
 done
+# What others have mounted outside: `umount -a` here would have their daemons end.
+umount -a -i -l -c -t fuse.s3mount || :
 echo user_allow_other >>/etc/fuse.conf
 : >/etc/fstab
 echo ready
@@ -87,6 +89,11 @@ class Machine:
         if line != "ready\n":
             rest = self._process.communicate()[0]
             raise RuntimeError(f"no machine: {line}{rest}")
+
+    @property
+    def process_id(self) -> int:
+        """The process whose namespace it is."""
+        return self._process.pid
 
     def close(self) -> None:
         """Let the namespace go; its mounts end with its processes."""

@@ -68,6 +68,10 @@ def test_the_command_starts_without_what_only_the_daemon_needs():
     ("arguments", "words"),
     [
         ([], "no bucket is given"),
+        (["statu"], "there is no command statu (did you mean status?)"),
+        (["unmount", "/mnt"], "write s3mount umount MOUNTPOINT"),
+        (["mount", "bucket", "/mnt"], "write s3mount BUCKET MOUNTPOINT"),
+        (["help", "umont"], "did you mean umount?"),
         (["bucket"], "no mountpoint is given"),
         (["bucket", "/mnt", "-o", "reed_only"], "did you mean read-only?"),
         (["bucket", "/mnt", "--memory=lots"], "'lots' is not"),
@@ -75,6 +79,14 @@ def test_the_command_starts_without_what_only_the_daemon_needs():
         (["umount"], "MOUNTPOINT"),
         (["umount", "/mnt", "--lasy"], "--lasy"),
         (["umount", "/mnt", "--timeout=soon"], "'soon' is not a time"),
+        (["status", "--interval=0"], "'0' is not a number from 0.1 to 3600"),
+        (["warmup", "/", "-j", "many"], "'many' is not a number from 1 to 64"),
+        (["doctor", "bucket", "--region"], "--region: expected one argument"),
+        (["doctor", "bucket", "/mnt", "more"], "one argument too many: more"),
+        (
+            ["install-helpers", "--root=/nonexistent/x"],
+            "/nonexistent/x: there is no such directory",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_1(arguments, words):

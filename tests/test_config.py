@@ -276,9 +276,13 @@ def test_what_mount_passes_on_is_accepted():
     config = configure(
         "-o",
         "rw,_netdev,nofail,noauto,user,defaults,x-systemd.automount,x-anything=1,X-mount.mkdir,"
-        "comment=hi,fsname=s3,subtype=s3mount,default_permissions,noatime,noexec,sync",
+        "comment=hi,fsname=s3,subtype=s3mount,default_permissions,noatime,noexec,sync,nomand,"
+        'silent,noiversion,nosymfollow,context="system_u:object_r:fusefs_t:s0:c1,c2"',
     )
-    assert config.mount_flags == {"_netdev", "nosuid", "nodev", "noatime", "noexec", "sync"}
+    flags = {"_netdev", "nosuid", "nodev", "noatime", "noexec", "sync", "nosymfollow"}
+    assert config.mount_flags == flags
+    assert config.labels == {"context": "system_u:object_r:fusefs_t:s0:c1,c2"}
+    assert "no label" in refusal("-o", "context")
 
 
 def test_mount_flags_take_each_other_back():
@@ -488,11 +492,27 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path, text, word):
             {"metadata_ttl": 5400, "max_cache_size": 2 << 30, "part_size": 16 * MIB},
         ),
         (
-            "force-path-style,read-only,max-threads=16,allow-delete,no-sign-request",
-            {"path_style": True, "ro": True, "no_sign_request": True},
+            "force-path-style,read-only,max-threads=16,allow-delete,no-sign-request,"
+            "max-memory-target=512",
+            {"path_style": True, "ro": True, "no_sign_request": True, "memory": 512 * MIB},
+        ),
+        (
+            "use_rrs,host=http://host,multipart_threshold=25,ssl_verify_hostname=2,nodnscache",
+            {
+                "storage_class": configure("--storage-class", "REDUCED_REDUNDANCY").storage_class,
+                "endpoint_url": "http://host",
+            },
+        ),
+        (
+            "allow_non_empty,devname=data,s3_no_check_bucket,s3_version_at=2026-03-29T16:30:00Z",
+            {
+                "mount_flags": frozenset({"nosuid", "nodev", "nonempty", "ro"}),
+                "fsname": "data",
+                "as_of": configure("--as-of", "2026-03-29T16:30:00Z").as_of,
+            },
         ),
     ],
-    ids=["s3fs", "goofys", "rclone", "mountpoint-s3"],
+    ids=["s3fs", "goofys", "rclone", "mountpoint-s3", "s3fs-2", "rclone-2"],
 )
 def test_the_options_of_other_programs_are_understood(options, values):
     config, warnings = parse_arguments(["bucket", "/mnt", "-o", options])
@@ -517,6 +537,8 @@ def test_names_of_other_programs_mean_one_thing_here():
 
 def test_what_would_be_a_broken_promise_is_refused():
     assert "headers-file" in refusal("-o", "ahbe_conf=/etc/headers")
+    assert "mount a prefix" in refusal("-o", "exclude=*.tmp")
+    assert "beside the keys" in refusal("-o", "use_session_token")
     assert "seen by everybody" in refusal("-o", "sse_c=c2VjcmV0")
     line = refusal("-o", "secret_access_key=hunter22")
     assert "seen by everybody" in line

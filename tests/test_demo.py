@@ -136,6 +136,14 @@ def test_a_directory_keeps_the_bucket(start: Start, tmp_path: Path):
     assert 'Key="tour-2/hello.txt"' in second
 
 
+def test_a_directory_that_cannot_be_made_is_one_clear_line(start: Start):
+    demo = start("--once", "--dir", "/proc/demo")
+    said = demo.communicate(timeout=TIMEOUT)[0]
+    assert (demo.returncode, said.splitlines()[-1]) == (
+        1, "s3mount: /proc/demo: No such file or directory",
+    )  # fmt: skip
+
+
 def test_a_step_that_fails_is_named(start: Start, tmp_path: Path, environment: dict[str, str]):
     programs = tmp_path / "programs"
     programs.mkdir()

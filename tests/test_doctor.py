@@ -1,21 +1,27 @@
 """``s3mount doctor`` is right about machines and about each of the servers."""
 
 import json
+import ssl
+import time
+from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 
 from s3mount import verdicts
+from s3mount.demo.weed import clean_environment
 from s3mount.diagnosis import BAD, GOOD, WEAK
 from s3mount.machinecheck import check_machine
 from s3mount.s3.probe import WEAKNESSES
 from s3mount.s3.store import Capabilities
 from s3mount.storecheck import SUBJECTS
 from tests.faultproxy import FaultProxy
-from tests.faults import ACCESS_DENIED
+from tests.faults import ACCESS_DENIED, Answer
 from tests.mounts import Bucket, Mounter
-from tests.servers import Server
+from tests.servers import CHECKOUT, Server
+from tests.terminal import watched
 from tests.test_s3_probe import WEAK as LACKING
+from tests.test_s3_tls import make_certificate
 
 # What there is to know of the servers beyond their capabilities.
 SORTED = {"weed": "not sorted by key", "rclone": "sorted by key"}
@@ -165,6 +171,40 @@ def test_what_is_bad_is_told_and_is_a_failure(
     assert words in found[subject]["found"]
 
 
+def test_the_certificate_of_the_store_is_looked_at(
+    mount: Mounter, bucket: Bucket, server: Server, tmp_path: Path
+):
+    certificate, key = make_certificate(tmp_path, "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    state = ("--state-dir", str(tmp_path / "state"), "--ro")
+    with FaultProxy(server.url, tls=context) as proxy:
+        strange = diagnose(mount, bucket, *state, url=proxy.url, code=32)["TLS"]
+        assert (strange["level"], "self-signed" in strange["found"]) == (BAD, True)
+        assert "ca-bundle" in strange["means"]
+        # It ends tomorrow, which is soon.
+        trusted = diagnose(mount, bucket, *state, f"--ca-bundle={certificate}", url=proxy.url)
+        assert trusted["TLS"]["level"] == WEAK
+        assert trusted["TLS"]["found"] == "TLSv1.3, the certificate is good for 1 days"
+        assert trusted["bucket"]["level"] == GOOD
+        blind = diagnose(mount, bucket, *state, "--no-verify-ssl", url=proxy.url)["TLS"]
+        assert (blind["level"], blind["found"]) == (WEAK, "TLSv1.3, not verified")
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(-600, "s ahead of"), (600, "s behind")])
+def test_a_clock_that_is_wrong_is_told(
+    mount: Mounter, bucket: Bucket, server: Server, tmp_path: Path, seconds: int, words: str
+):
+    with FaultProxy(server.url) as proxy:
+        moment = formatdate(time.time() + seconds, usegmt=True)
+        proxy.inject(Answer(403, "AccessDenied", {"Date": moment}), method="HEAD", count=1)
+        state = ("--state-dir", str(tmp_path / "state"), "--ro")
+        clock = diagnose(mount, bucket, *state, url=proxy.url)["clock"]
+    assert clock["level"] == WEAK
+    assert words in clock["found"]
+    assert abs(int(clock["found"].split()[0]) - 600) <= 5
+
+
 def test_a_bucket_that_is_missing_is_bad(mount: Mounter, bucket: Bucket):
     missing = Bucket("no-such-bucket-anywhere", bucket.url, bucket.credentials)
     found = diagnose(mount, missing, code=32)["bucket"]
@@ -189,6 +229,18 @@ def test_the_doctor_without_a_bucket_looks_at_the_machine_only(mount: Mounter):
     assert found["store"] == []
     assert {"kernel", "/dev/fuse", "helpers"} <= {one["subject"] for one in found["machine"]}
     assert mount.run("doctor", "--nonsense").returncode == 1
+
+
+def test_the_table_has_colours_on_a_terminal(bucket: Bucket, tmp_path: Path):
+    keys = bucket.credentials.environment()
+    home = {"HOME": str(tmp_path), "PYTHONPATH": str(CHECKOUT)}
+    environment = {**clean_environment(), **keys, **home}
+    options = ["--url", bucket.url, "--state-dir", str(tmp_path / "state")]
+    shown = watched(["doctor", bucket.name, *options], environment)[1]
+    assert "  \x1b[32mok   \x1b[0m conditional PUT " in shown
+    assert "  \x1b[33mweak \x1b[0m metadata of directories " in shown
+    code, shown = watched(["doctor", bucket.name, "--url=http://127.0.0.1:9"], environment)
+    assert (code, "  \x1b[31mbad  \x1b[0m connection " in shown) == (32, True)
 
 
 def machine(root: Path) -> dict:

@@ -102,9 +102,8 @@ def test_lines_of_fstab_move_here():
 def test_what_has_to_change_in_a_line_is_refused_and_not_misunderstood():
     with pytest.raises(OptionError, match="a size of at least 16M"):
         read("my-bucket", "max-cache-size=1024")  # MiB for mountpoint-s3
-    with pytest.raises(OptionError, match="allow-non-empty"):
-        read("my-bucket", "allow-non-empty")
-    assert "nonempty" in read("my-bucket", "nonempty")[0].mount_flags
+    with pytest.raises(OptionError, match="nothing in a bucket is hidden"):
+        read("my-bucket", "exclude=*.tmp")
     with pytest.raises(OptionError):
         read("my-bucket", "config=/etc/rclone.conf")
 

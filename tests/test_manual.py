@@ -48,6 +48,12 @@ def test_the_program_has_a_page_that_says_everything():
             assert alias.partition("=")[0] in text
 
 
+def test_examples_stay_together_as_they_are_written():
+    source = (CHECKOUT / "man" / "s3mount.1").read_text()
+    for first, second in (("cache", "cache \\-\\-clear "), ("info report.pdf", "info \\-\\-json ")):
+        assert f".nf\ns3mount {first}\ns3mount {second}" in source
+
+
 def test_the_file_of_options_has_a_page():
     text = typeset("s3mount.toml.5")
     for option in OPTIONS:

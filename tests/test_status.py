@@ -19,6 +19,7 @@ from s3mount.metrics import Operation
 from tests.faultproxy import FaultProxy
 from tests.faults import Answer, Throttle
 from tests.mounts import Bucket, Mount, Mounter, detach, is_mounted
+from tests.terminal import watched
 
 MIB = 1 << 20
 PATIENCE = 60.0
@@ -52,8 +53,8 @@ def test_requests_cost_what_aws_takes_for_them():
 
 
 def test_times_are_told_with_units():
-    told = [describe_time(seconds) for seconds in (0, 119, 120, 7200, 400_000)]
-    assert told == ["0 s", "119 s", "2 min", "2 h", "5 d"]
+    told = [describe_time(seconds) for seconds in (-0.01, 0, 119, 120, 7200, 400_000)]
+    assert told == ["0 s", "0 s", "119 s", "2 min", "2 h", "5 d"]
     assert [describe_duration(s) for s in (0.00025, 0.05, 1.5)] == ["0.25 ms", "50 ms", "1.5 s"]
 
 
@@ -102,7 +103,8 @@ def test_status_tells_what_a_mount_has_done(mount: Mounter, bucket: Bucket, serv
     assert found["cache"]["read_bytes"] == 100_000
     assert 0 <= found["cache"]["hit_rate"] <= 1
     assert found["dirty_files"] == 0
-    assert any("AccessDenied" in error["message"] for error in found["errors"])
+    # FAULT is the request id that the proxy has made up.
+    assert any("AccessDenied, request FAULT" in error["message"] for error in found["errors"])
     for words in (bucket.name, "serving", "flush ", "PutObject", "all is uploaded", "AccessDenied"):
         assert words in text
     assert bucket.credentials.secret_key not in json.dumps(found)
@@ -198,9 +200,14 @@ def test_a_daemon_that_hangs_does_not_hold_status_up(mount: Mounter, bucket: Buc
     stuck, other = mount(bucket), mount(bucket)
     os.kill(stuck.process_id, signal.SIGSTOP)
     try:
-        began = time.monotonic()
         done = mount.run("status", str(stuck.path), str(other.path))
-        assert time.monotonic() - began < 20
+        # Who was not asked for is not asked, and nobody is asked twice: 2 s is the limit.
+        began = time.monotonic()
+        (found,) = gather([other.path])
+        assert (found["state"], time.monotonic() - began < 1.5) == ("serving", True)
+        began = time.monotonic()
+        assert len(gather([stuck.path, other.path])) == 2
+        assert time.monotonic() - began < 3.5
     finally:
         os.kill(stuck.process_id, signal.SIGCONT)
     assert done.returncode == 32
@@ -223,13 +230,77 @@ def test_the_live_view_shows_the_same(mount: Mounter, bucket: Bucket):
 
     mounted = mount(bucket)
     (mounted.path / "a").write_bytes(b"a")
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
     with console.file:
         found = status_of(mount, mounted)
         console.print(draw([{**found, "notes": ["[red]x[/red]\x1b[2J"]}], time.time()))
         text = console.export_text()
     for words in (bucket.name, "serving for", "PutObject", "[red]x[/red]\\x1b[2J"):
         assert words in text
+
+
+def test_the_live_view_goes_on_until_ctrl_c(mount: Mounter, bucket: Bucket):
+    mounted = mount(bucket)
+    arguments = ["status", "--watch", "--interval", "0.1", str(mounted.path)]
+    # The second picture is drawn over the first one.
+    again = r"(?s)serving for.*\x1b\[H.*serving for"
+    code, shown = watched(arguments, mounted.environment, until=again)
+    assert code == 0
+    assert bucket.name in shown
+    assert shown.index("\x1b[?1049h") < shown.index("\x1b[?1049l")  # what was there comes back
+
+
+def test_many_mounts_are_shown_in_lines_the_urgent_ones_first(mount: Mounter, bucket: Bucket):
+    from rich.console import Console
+
+    from s3mount.cli.statusview import MAX_PANELS, draw
+
+    serving = status_of(mount, mount(bucket))
+    waiting = {**serving, "source": "waiting", "dirty_files": 3, "dirty_age": 60.0,
+               "dirty_bytes": 5 * MIB}  # fmt: skip
+    failed = {**serving, "source": "failed", "errors": [
+        {"time": time.time() - 5, "level": "error", "message": "[b]AccessDenied\x07"}]}  # fmt: skip
+    dead = {"source": "dead", "mountpoint": "/mnt/dead", "state": "no daemon"}
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    with console.file:
+        console.print(draw([serving] * MAX_PANELS + [failed, waiting, dead], time.time()))
+        title, *lines = console.export_text().splitlines()
+    assert title.split()[:2] == ["mount", "state"]
+    assert [line.split()[0] for line in lines[:2]] == ["dead", "waiting"]
+    assert "3 for 60 s, 5.0 MiB" in lines[1]
+    assert len(lines) == MAX_PANELS + 3
+    (line,) = (line for line in lines if "AccessDenied" in line)
+    assert "5 s ago: [b]AccessDenied\\x07" in line
+
+
+def test_the_end_of_credentials_is_told(mount: Mounter, bucket: Bucket, tmp_path: Path):
+    end = int(time.time()) + 7200
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(end))
+    answer = {"Version": 1, "AccessKeyId": bucket.credentials.access_key, "Expiration": moment,
+              "SecretAccessKey": bucket.credentials.secret_key}  # fmt: skip
+    keys, config = tmp_path / "keys.json", tmp_path / "config"
+    keys.write_text(json.dumps(answer))
+    config.write_text(f"[profile short]\ncredential_process = cat {keys}\n")
+    mounted = mount(bucket, "--profile", "short", env={"AWS_CONFIG_FILE": str(config)})
+    found = status_of(mount, mounted)
+    assert found["credentials"] == {"source": "custom-process", "expires": end}
+    assert "credentials: custom-process, good for 2 h" in describe(found, end - 7200)
+    assert "credentials: custom-process, expired" in describe(found, end + 1)
+
+
+def test_the_cache_on_disk_is_measured(mount: Mounter, bucket: Bucket, s3, tmp_path: Path):
+    s3.put_object(Bucket=bucket.name, Key="file", Body=os.urandom(3 * MIB))
+    cache = ("--cache", str(tmp_path / "cache"), "--max-cache-size", "100M")
+    for attempt in range(2):
+        mounted = mount(bucket, *cache)
+        assert (status_of(mount, mounted)["cache"]["disk"]["bytes"] > 3 * MIB) == (attempt == 1)
+        assert len((mounted.path / "file").read_bytes()) == 3 * MIB
+        mounted.umount()
+    mounted = mount(bucket, *cache)
+    text = describe(status_of(mount, mounted), time.time())
+    assert f"3.0 MiB of 100.0 MiB in {tmp_path}/cache (0 bytes read from there)" in text
+    assert mount.run("cache", "--clear", str(mounted.path)).returncode == 0
+    assert status_of(mount, mounted)["cache"]["disk"]["bytes"] == 0
 
 
 def test_odd_names_play_no_tricks_with_the_terminal(mount: Mounter, bucket: Bucket):

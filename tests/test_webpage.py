@@ -69,9 +69,10 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def site(mount: Mounter, bucket: Bucket) -> Site:
+def site(mount: Mounter, bucket: Bucket, tmp_path: Path) -> Site:
     port = free_port()
-    return Site(mount(bucket, "--status-listen", f"127.0.0.1:{port}"), bucket, port)
+    options = ("--status-listen", f"127.0.0.1:{port}", "--cache", str(tmp_path / "cache"))
+    return Site(mount(bucket, *options), bucket, port)
 
 
 def test_the_state_is_told_as_json_and_health_in_a_word(site: Site):
@@ -83,6 +84,15 @@ def test_the_state_is_told_as_json_and_health_in_a_word(site: Site):
     assert found["operations"]["write"]["bytes"] == 3
     assert site.bucket.credentials.secret_key not in text
     assert site.get("/healthz")[::2] == (200, "serving\n")
+
+
+def test_a_mount_that_ends_is_not_healthy(site: Site, mount: Mounter):
+    with held_open(site.mount.path / "late", 100):
+        assert until(lambda: json.loads(site.get("/status.json")[2])["dirty_bytes"] == 100)
+        assert mount.run("umount", "--lazy", str(site.mount.path)).returncode == 0
+        assert site.get("/healthz")[::2] == (503, "ending\n")
+        assert site.metrics()["s3mount_serving", ""] == 0
+    assert site.mount.wait(60) == 0
 
 
 def test_prometheus_reads_the_metrics(site: Site):

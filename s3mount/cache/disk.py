@@ -79,12 +79,14 @@ class BlockDisk:
         self.written_bytes = 0
         self.damaged = 0
         self.skipped = 0
+        self.held_bytes = 0  # Of all stores in the directory, when it was looked at last.
 
     def open(self) -> None:
         """Open or make the directory.  Blocks; raises `MountError`."""
         self._directory = open_private(self._path)
         try:
             self._database = ledger.connect(self._directory)
+            self.held_bytes = ledger.total(self._database)
         except sqlite3.Error:
             self._start_anew()
 
@@ -212,7 +214,9 @@ class BlockDisk:
         if self._database is None:
             return 0
         try:
-            return ledger.clear_store(self._database, self._directory, self._store)
+            freed = ledger.clear_store(self._database, self._directory, self._store)
+            self.held_bytes = ledger.total(self._database)
+            return freed
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
                 self._database.rollback()
@@ -322,18 +326,21 @@ class BlockDisk:
 
     def _make_room(self, database: sqlite3.Connection, size: int) -> None:
         """Drop the blocks that were not used for longest, before more are written."""
-        (total,) = database.execute("SELECT coalesce(sum(size), 0) FROM blocks").fetchone()
+        total = ledger.total(database)
         status = os.statvfs(self._directory)
         free = status.f_bavail * status.f_frsize
         excess = max(total + size - self._max_size, size + self._min_free - free)
         for name, used in database.execute("SELECT name, size FROM blocks ORDER BY used"):
             if excess <= 0:
-                return
+                break
             excess -= used
+            total -= used
             self._unlink([name])
             database.execute("DELETE FROM blocks WHERE name = ?", (name,))
+        self.held_bytes = total
         if excess > 0:
             raise OSError(28, "there is no room for it")
+        self.held_bytes += size
 
     def _note_uses(self, database: sqlite3.Connection, uses: set[bytes] | None = None) -> None:
         now = time.time()
@@ -352,3 +359,4 @@ class BlockDisk:
             elif entry.name.startswith("index.sqlite3"):
                 entry.unlink(missing_ok=True)
         self._database = ledger.connect(self._directory)
+        self.held_bytes = 0

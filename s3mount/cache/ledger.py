@@ -98,6 +98,12 @@ def note(database: sqlite3.Connection, store: bytes, written: Iterable[tuple[byt
     )
 
 
+def total(database: sqlite3.Connection) -> int:
+    """How many bytes all stores have together."""
+    row = database.execute("SELECT coalesce(sum(size), 0) FROM blocks").fetchone()
+    return int(row[0])
+
+
 def shares(database: sqlite3.Connection) -> Sequence[Share]:
     """What each store has, the largest share first."""
     rows = database.execute(

@@ -33,6 +33,11 @@ COMMANDS: Mapping[str, str] = {
     "versions": "s3mount.cli.versions",
     "warmup": "s3mount.cli.warmup",
 }
+# What people type who come from other programs, and what they mean.
+MISTAKEN: Mapping[str, str] = {
+    "mount": "s3mount BUCKET MOUNTPOINT",
+    "unmount": "s3mount umount MOUNTPOINT",
+}
 HELPERS: Mapping[str, str] = {
     "mount.s3mount": "s3mount.cli.mounthelper",
     "mount.fuse.s3mount": "s3mount.cli.mounthelper",
@@ -69,7 +74,7 @@ def _command_line() -> list[str]:
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] == ["help"]:
-        arguments = [*arguments[1:2], "--help"]
+        arguments = _help_on(arguments[1:2])
     if arguments in (["--version"], ["-V"]):
         print(f"s3mount {__version__}")
         return 0
@@ -77,10 +82,34 @@ def _run(arguments: list[str]) -> int:
     place = COMMANDS.get(name) or HELPERS.get(name)
     if place is not None:
         arguments = arguments[1:]
+    else:
+        _refuse_mistaken(name, alone=len(arguments) == 1)
     module, _, function = (place or "s3mount.cli.mount").partition(":")
     # Imported here, so that no command pays for the others' imports.
     command: Callable[[Sequence[str]], int] = getattr(import_module(module), function or "main")
     return command(arguments)
+
+
+def _help_on(words: list[str]) -> list[str]:
+    """The arguments that show the help of a command; without *words* that of mounting."""
+    for word in words:
+        if word not in {*COMMANDS, *HELPERS}:
+            raise MountError(f"there is no command {word}{_nearest(word)}", EXIT_USAGE)
+    return [*words, "--help"]
+
+
+def _refuse_mistaken(name: str, *, alone: bool) -> None:
+    """Refuse a word that was meant for a command; one that stands *alone* is no bucket."""
+    if name in MISTAKEN:
+        raise MountError(f"there is no command {name}: write {MISTAKEN[name]}", EXIT_USAGE)
+    if alone and not name.startswith("-") and (hint := _nearest(name)):
+        raise MountError(f"there is no command {name}{hint}", EXIT_USAGE)
+
+
+def _nearest(name: str) -> str:
+    # Imported here: it takes 5 ms, and only mistakes need it.
+    matches = import_module("difflib").get_close_matches(name, COMMANDS, n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""
 
 
 def _report_bug(error: Exception, arguments: Sequence[str]) -> int:

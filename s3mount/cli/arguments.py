@@ -1,9 +1,10 @@
 """The arguments of ``s3mount BUCKET MOUNTPOINT``, and their help, made from the option table."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from s3mount import __version__, peers
 from s3mount.config import OPTIONS, Config
@@ -112,6 +113,18 @@ class Parser(argparse.ArgumentParser):
             name = message.partition(":")[0].removeprefix("argument ").split("/--")[-1].lstrip("-")
             message = f"--{name} takes no value; -o {name}=false turns it off"
         raise OptionError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+
+def number(low: float, high: float, kind: Callable[[str], float] = float) -> Callable[[str], Any]:
+    """Return the reader of an argument that is a number from *low* to *high*."""
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            if low <= (value := kind(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+
+    return read
 
 
 class _Collect(argparse.Action):

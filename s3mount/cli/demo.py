@@ -17,6 +17,7 @@ unmounts it and stops the server.  Nothing is left but what --dir keeps."""
 
 EPILOG = """\
 Without a terminal, or with DEMO_ONCE=1 in the environment, it is as with --once.
+
 Exit codes: 0 all was as it has to be; 1 a step failed (it says which)."""
 
 

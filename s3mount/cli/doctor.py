@@ -28,7 +28,8 @@ def main(arguments: Sequence[str]) -> int:
         parser().print_help()
         return 0
     rest = [argument for argument in arguments if argument != "--json"]
-    config = parse_arguments([*rest, "/"])[0] if rest else None
+    # A mount point is of no interest; that of a command line that was copied is no mistake.
+    config = parse_arguments([*rest, "-o", "mountpoint=/"])[0] if rest else None
     machine = list(check_machine())
     store: Sequence[Finding] = []
     if config is not None:

@@ -19,11 +19,18 @@ With them, `mount -t fuse.s3mount BUCKET MOUNTPOINT`, /etc/fstab and systemd sta
 this s3mount, and umount(8) returns when everything is uploaded.
 
 Exit codes: 0 done; 1 no permission, or somebody else's file is in the way."""
+REMOVE_EPILOG = """\
+Files of the same names that others have made are left alone.
+
+Exit codes: 0 done; 1 no permission."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the helpers, and return the exit code."""
-    folder = parser().parse_args(arguments).root / "sbin"
+    root = parser().parse_args(arguments).root
+    if not root.is_dir():
+        raise MountError(f"{root}: there is no such directory", 1)
+    folder = root / "sbin"
     for path in (folder / name for name in HELPERS):
         if os.path.lexists(path) and not _is_ours(path):
             raise MountError(f"{path} is there, and is not of s3mount's making", 1)
@@ -48,19 +55,19 @@ def remove(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of install-helpers."""
-    return _parser("install-helpers", "Makes the helpers of mount(8) and umount(8).")
+    return _parser("install-helpers", "Makes the helpers of mount(8) and umount(8).", EPILOG)
 
 
 def remove_parser() -> argparse.ArgumentParser:
     """The arguments of remove-helpers."""
-    return _parser("remove-helpers", "Removes what install-helpers has made.")
+    return _parser("remove-helpers", "Removes what install-helpers has made.", REMOVE_EPILOG)
 
 
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
+def _parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=f"s3mount {name}",
         description=description,
-        epilog=EPILOG,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

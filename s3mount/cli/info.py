@@ -64,7 +64,7 @@ def _look(paths: Sequence[str]) -> Iterator[Found]:
         try:
             yield {"path": path, **_ask(path)}
         except MountError as error:
-            reason = str(error).removeprefix(path).lstrip(": ")
+            reason = str(error).removeprefix(path).lstrip(": ").removeprefix("is ")
             yield {"path": path, "error": reason}
 
 

@@ -25,7 +25,11 @@ def main(arguments: Sequence[str]) -> int:
     items = mount_options(options)
     if "remount" in {normal_name(name) for name, _ in items}:
         return _remount(parsed, items)
-    code = _mount(parsed, options, items)
+    arguments = _arguments(parsed, options, items)
+    if parsed.fake:
+        _check(arguments, verbose=parsed.verbose)
+        return 0
+    code = mount.main(arguments)
     if parsed.verbose and code == 0:
         print(f"mount.s3mount: {parsed.source} is mounted on {parsed.directory}")
     return code
@@ -69,15 +73,20 @@ def enter(namespace: str, program: str, arguments: Sequence[str]) -> NoReturn:
         raise MountError(f"nsenter: {error.strerror}", 2) from error
 
 
-def _mount(parsed: argparse.Namespace, options: str, items: Sequence[Item]) -> int:
+def _arguments(parsed: argparse.Namespace, options: str, items: Sequence[Item]) -> Sequence[str]:
+    """The same as people write it."""
     if "fsname" not in {normal_name(name) for name, _ in items}:
         # So that `mount -a` finds what fstab says in the table of mounts.
         options += f",fsname={_protected(parsed.source)}"
-    arguments = [parsed.source, parsed.directory, "-o", options]
-    if parsed.fake:
-        parse_arguments(arguments)
-        return 0
-    return mount.main(arguments)
+    return [parsed.source, parsed.directory, "-o", options]
+
+
+def _check(arguments: Sequence[str], *, verbose: bool) -> None:
+    """Read the options as a mount would, and say what it would say; raises `OptionError`."""
+    warnings = parse_arguments(arguments)[1]
+    if verbose:
+        for text in (*warnings, "the options are understood; nothing is mounted (-f)"):
+            print(f"mount.s3mount: {text}")
 
 
 def _protected(text: str) -> str:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from s3mount.cli.arguments import Parser
+from s3mount.cli.arguments import Parser, number
 from s3mount.cli.statustext import describe, describe_all
 from s3mount.controlclient import Connection, ControlError, NoDaemon, all_sockets, find_socket
 from s3mount.errors import MountError
@@ -25,7 +25,7 @@ What requests cost is an estimate: list prices of AWS S3 Standard in us-east-1,
 without data transfer; other stores have other prices, or none."""
 
 TIMEOUT = 2.0  # seconds for a daemon to answer
-AT_ONCE = 16
+AT_ONCE = 64  # Daemons that are asked; they may all hang.
 STATE, ERROR = "state", "error"
 FINE = ("serving", "ending", "not yours")
 
@@ -61,28 +61,32 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("-w", "--watch", action="store_true", help="go on showing, until Ctrl-C")
     parser.add_argument("--json", action="store_true", help="print everything, for programs")
     parser.add_argument(
-        "--interval", type=_interval, default=2.0, metavar="SECONDS", help="for --watch [2]"
+        "--interval",
+        type=number(0.1, 3600),
+        default=2.0,
+        metavar="SECONDS",
+        help="for --watch [2]",
     )
     return parser
 
 
-def _interval(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 3600:
-        raise ValueError(text)
-    return seconds
-
-
 def gather(chosen: Sequence[Path]) -> list[Status]:
-    """Ask all daemons at once; raises `MountError` when a mount that was *chosen* is not there."""
-    mounts = {mount.mountpoint: mount for mount in all_mounts() if mount.type == FILE_SYSTEM_TYPE}
+    """Ask all daemons at once, or those that were *chosen*.
+
+    Raises `MountError` when a mount that was chosen is not there.
+    """
+    mounts = {
+        mount.mountpoint: mount
+        for mount in all_mounts()
+        if mount.type == FILE_SYSTEM_TYPE and (not chosen or mount.mountpoint in chosen)
+    }
+    asked: set[Path] = set()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = list(pool.map(_ask_mount, mounts.values()))
-        known = {status.get("pid") for status in found}
-        ending = pool.map(_ask_socket, all_sockets())
-        found += [status for status in ending if status and status.get("pid") not in known]
+        found = list(pool.map(lambda mount: _ask_mount(mount, asked), mounts.values()))
+        # Those whose mounts are gone, and that still upload.
+        others = [path for path in all_sockets(chosen) if path not in asked]
+        found += [status for status in pool.map(_ask_socket, others) if status]
     if chosen:
-        found = [status for status in found if Path(status["mountpoint"]) in chosen]
         there = {Path(status["mountpoint"]) for status in found}
         for path in chosen:
             if path not in there:
@@ -90,7 +94,8 @@ def gather(chosen: Sequence[Path]) -> list[Status]:
     return sorted(found, key=lambda status: str(status["mountpoint"]))
 
 
-def _ask_mount(mount: Mount) -> Status:
+def _ask_mount(mount: Mount, asked: set[Path]) -> Status:
+    """What the daemon of a mount says; its socket is added to those that were *asked*."""
     known = {"source": mount.source, "mountpoint": os.fspath(mount.mountpoint)}
     if os.geteuid() not in (0, mount.owner):
         return {**known, STATE: "not yours"}
@@ -98,6 +103,7 @@ def _ask_mount(mount: Mount) -> Status:
         path = find_socket(mount.mountpoint, mount.owner)
         if path is None:
             return {**known, STATE: "no daemon"}
+        asked.add(path)
         return _ask(path)
     except NoDaemon:
         return {**known, STATE: "no daemon"}

@@ -68,7 +68,7 @@ def describe_time(seconds: float) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 0.0):.0f} s"
+    return f"{max(0.0, seconds):.0f} s"  # never "-0 s"
 
 
 def describe_duration(seconds: float) -> str:
@@ -128,8 +128,8 @@ def _cache(status: Status) -> str:
     if "disk" in cache:
         disk = cache["disk"]
         parts.append(
-            f"{disk['hits']:,} blocks ({describe_size(disk['hit_bytes'])}) "
-            f"from {printable(disk['path'])}"
+            f"{describe_size(disk['bytes'])} of {describe_size(disk['limit'])} "
+            f"in {printable(disk['path'])} ({describe_size(disk['hit_bytes'])} read from there)"
         )
     return ", ".join(parts)
 

@@ -24,7 +24,9 @@ def main(arguments: Sequence[str]) -> int:
             raise MountError(f"{error}; mounted again ({flags})", error.exit_code) from error
         raise
     if parsed.verbose and code == 0:
-        print(f"umount.s3mount: {parsed.directory} is unmounted, and everything is uploaded")
+        # Who is lazy does not wait for what is open, who forces not for the store.
+        waited = "" if parsed.lazy or parsed.force else ", and everything is uploaded"
+        print(f"umount.s3mount: {parsed.directory} is unmounted{waited}")
     return code
 
 

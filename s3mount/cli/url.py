@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3mount.cli.arguments import Parser
-from s3mount.cli.asking import seconds_of
+from s3mount.cli.asking import mount_of, seconds_of
 from s3mount.errors import MountError
 from s3mount.options import OptionError
+from s3mount.values import canonical
 
 LONGEST = 7 * 86400  # seconds, S3's own limit
 EPILOG = """\
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the link, and return the exit code."""
     parsed = parser().parse_args(arguments)
     seconds = _seconds(parsed.expires)
+    mount_of(canonical(parsed.path))
     try:
         link = os.getxattr(parsed.path, f"user.s3.presigned-url.{seconds}")
     except OSError as error:
@@ -54,8 +56,6 @@ def _seconds(text: str) -> int:
 
 
 def _reason(path: str, error: OSError) -> str:
-    if error.errno == errno.EOPNOTSUPP:
-        return "this is not in a mount of s3mount"
     if error.errno == errno.ENODATA:
         return "there is no link for a directory" if Path(path).is_dir() else "there is no link"
     return str(error.strerror)

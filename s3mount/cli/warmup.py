@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from s3mount.cli.arguments import Parser
+from s3mount.cli.arguments import Parser, number
 from s3mount.cli.asking import mount_of
 from s3mount.cli.statustext import describe_time, printable
 from s3mount.cli.umount import describe_size
@@ -37,9 +37,13 @@ class Meter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._began = time.monotonic()
+        self._began = self._reading_since = time.monotonic()
         self.files = self.bytes = self.done = 0
         self.failures: list[str] = []
+
+    def start_reading(self) -> None:
+        """From now on bytes are read: the time before that says nothing of how fast."""
+        self._reading_since = time.monotonic()
 
     def found(self, size: int) -> None:
         """Count a file that is to be read."""
@@ -59,12 +63,18 @@ class Meter:
     def line(self) -> str:
         """A bar, what is done and how fast, and how long it will take."""
         share = min(1.0, self.done / self.bytes) if self.bytes else 1.0
-        seconds = max(time.monotonic() - self._began, 0.001)
+        seconds = max(time.monotonic() - self._reading_since, 0.001)
         rate = self.done / seconds
         left = f", {describe_time((self.bytes - self.done) / rate)} left" if rate else ""
         bar = ("#" * round(share * _BAR)).ljust(_BAR, "-")
         done, total = describe_size(self.done), describe_size(self.bytes)
         return f"[{bar}] {share:4.0%}  {done} of {total}, {describe_size(rate)}/s{left}"
+
+    def looking(self) -> str:
+        """How much was found so far, while nobody can say how much there will be."""
+        seconds = max(time.monotonic() - self._began, 0.001)
+        names = f"{self.files:,} files, {describe_size(self.bytes)}"
+        return f"looking: {names}, {self.files / seconds:,.0f} files/s"
 
     def summary(self) -> str:
         """What has been done in all."""
@@ -79,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     for path in parsed.path:
         mount_of(canonical(path))  # Reading a whole disk would help nobody.
     meter = Meter()
-    files = list(_all_files(parsed.path, meter))
+    files = _find_all(parsed.path, meter)
     if not parsed.metadata_only:
         _read_all(files, parsed.jobs, meter)
     for failure in meter.failures:
@@ -100,16 +110,36 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("path", metavar="PATH", nargs="+", help="in a mount of s3mount")
     parser.add_argument("--metadata-only", action="store_true", help="names and attributes only")
     parser.add_argument(
-        "-j", "--jobs", type=_jobs, default=JOBS, metavar="NUMBER", help=f"files at once [{JOBS}]"
+        "-j",
+        "--jobs",
+        type=number(1, 64, int),
+        default=JOBS,
+        metavar="NUMBER",
+        help=f"files at once [{JOBS}]",
     )
     return parser
 
 
-def _jobs(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 64:
-        raise ValueError(text)
-    return count
+def _find_all(paths: Sequence[str], meter: Meter) -> Sequence[str]:
+    """Return all files below *paths*; on a terminal it is told how many there are by now."""
+    shown = sys.stderr.isatty()
+    files: list[str] = []
+    told = time.monotonic()
+    try:
+        for path in _all_files(paths, meter):
+            files.append(path)
+            if shown and time.monotonic() - told >= PAUSE:
+                told = time.monotonic()
+                _show(meter.looking())
+    finally:
+        if shown:
+            _show("")
+    return files
+
+
+def _show(line: str) -> None:
+    sys.stderr.write(_CLEAR_LINE + line)
+    sys.stderr.flush()
 
 
 def _all_files(paths: Sequence[str], meter: Meter) -> Iterator[str]:
@@ -136,20 +166,20 @@ def _below(path: str) -> list[str]:
 
 def _read_all(files: Sequence[str], jobs: int, meter: Meter) -> None:
     shown = sys.stderr.isatty()
+    meter.start_reading()
     with ThreadPoolExecutor(jobs) as pool:
         waiting = {pool.submit(_read, path, meter) for path in files}
         try:
             while waiting:
                 waiting -= _finished(waiting)
                 if shown:
-                    sys.stderr.write(_CLEAR_LINE + meter.line())
-                    sys.stderr.flush()
+                    _show(meter.line())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         finally:
             if shown:
-                sys.stderr.write(_CLEAR_LINE)
+                _show("")
 
 
 def _finished(waiting: set[Future[None]]) -> set[Future[None]]:

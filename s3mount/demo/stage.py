@@ -146,7 +146,10 @@ def _play(
 def _folder(directory: Path | None, stack: ExitStack) -> Path:
     """Return the directory for everything; a temporary one goes when the stack does."""
     if directory is not None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise MountError(f"{directory}: {error.strerror}", 1) from error
         return directory.resolve()
     folder = Path(tempfile.mkdtemp(prefix="s3mount-demo-")).resolve()
     stack.callback(_remove, folder)

@@ -1,6 +1,7 @@
 """Commands for people who work in a mount: warmup, and links to files."""
 
 import os
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from s3mount.cli.status import gather
 from tests.mounts import Bucket, Mount, Mounter
+from tests.terminal import watched
 
 MIB = 1 << 20
 
@@ -54,6 +56,14 @@ def test_warm_metadata_cost_no_request_again(mount: Mounter, bucket: Bucket, tre
     assert requests(mounted) == before
 
 
+def test_who_watches_the_warming_sees_how_far_it_is(mount: Mounter, bucket: Bucket, tree):
+    mounted = mount(bucket)
+    code, shown = watched(["warmup", str(mounted.path)], mounted.environment)
+    assert code == 0
+    assert re.search(r"\[#+-*\] +\d+%  \d.* of 5\.1 MiB, .*B/s, \d+ s left", shown)
+    assert re.search(r"\r\x1b\[K3 files, 5\.1 MiB in \d+ s\r\n$", shown)
+
+
 def test_what_cannot_be_warmed_is_told(mount: Mounter, bucket: Bucket, tree, tmp_path: Path):
     mounted = mount(bucket)
     (mounted.path / "d" / "link").symlink_to("nowhere")
@@ -81,6 +91,8 @@ def test_a_link_is_for_anybody_and_ends(mount: Mounter, bucket: Bucket, tree, tm
     assert "for a directory" in mount.run("url", str(mounted.path / "d")).stdout
     (tmp_path / "elsewhere").touch()
     told = mount.run("url", str(tmp_path / "elsewhere"))
-    assert told.returncode == 32
+    assert (told.returncode, told.stdout) == (
+        32, f"s3mount: {tmp_path}/elsewhere is not in a mount of s3mount\n",
+    )  # fmt: skip
     assert mount.run("url", str(mounted.path / "top"), "--expires", "8d").returncode == 1
     assert mount.run("url", str(mounted.path / "top"), "--expires", "soon").returncode == 1

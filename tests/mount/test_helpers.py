@@ -1,14 +1,22 @@
 """mount(8), umount(8), fstab and findmnt(8), as they are, with our helpers installed."""
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import unavailable
+from tests.faultproxy import FaultProxy
+from tests.faults import Throttle
 from tests.machine import NOBODY, Machine, why_no_machine
-from tests.mounts import Bucket, processes_naming, why_no_mounts
+from tests.mounts import Bucket, Mounter, processes_naming, why_no_mounts
+from tests.servers import CHECKOUT, Server
+
+MIB = 1 << 20
 
 
 class Host:
@@ -57,12 +65,16 @@ class Host:
         assert done.returncode == code, done.stdout
         assert done.stdout.count("\n") == 1, done.stdout
         assert self.find("SOURCE") == before
+        assert before or processes_naming(self.path) == []
         return done.stdout
 
     def contents(self, key: str) -> bytes:
+        """The bytes of an object; `LookupError` where there is none."""
         client = self.bucket.client()
         try:
             return client.get_object(Bucket=self.bucket.name, Key=key)["Body"].read()
+        except client.exceptions.NoSuchKey as error:
+            raise LookupError(key) from error
         finally:
             client.close()
 
@@ -91,7 +103,7 @@ def host(tmp_path: Path, bucket: Bucket) -> Iterator[Host]:
         machine.close()
 
 
-def test_mount_mounts_what_fstab_says_and_umount_waits_until_all_is_uploaded(host: Host):
+def test_mount_mounts_what_fstab_says_and_umount_ends_it(host: Host):
     host.fstab(host.line("_netdev,nofail,noauto,x-systemd.automount,noatime,uid=7"))
     host.machine.check("mount", str(host.path))
     assert host.find("SOURCE,FSTYPE") == f"{host.bucket.name} fuse.s3mount"
@@ -103,6 +115,63 @@ def test_mount_mounts_what_fstab_says_and_umount_waits_until_all_is_uploaded(hos
     assert processes_naming(host.path) == []
     assert host.find("SOURCE") == ""
     assert host.contents("a") == b"hello\n"
+
+
+def test_umount_returns_when_all_is_uploaded_and_tells_how_much_is_left(host: Host, server: Server):
+    with FaultProxy(server.url) as proxy:
+        host.fstab(host.line("writeback", "notify=off", f"url={proxy.url}"))
+        host.machine.check("mount", str(host.path))
+        slow = proxy.inject(Throttle(2 * MIB), method="PUT")
+        host.machine.check("dd", "if=/dev/zero", f"of={host.path}/large", "bs=1M", "count=6")
+        with pytest.raises(LookupError):
+            host.contents("large")
+        began = time.monotonic()
+        # On a terminal, as somebody sees it who waits.
+        said = host.machine.check("script", "-qec", f"umount {host.path}", "/dev/null")
+        assert time.monotonic() - began > 1.5
+        assert host.contents("large") == bytes(6 * MIB)
+        assert "uploading 1 file, " in said
+        proxy.remove(slow)
+
+
+@pytest.mark.parametrize("kind", ["s3mount", "fuse.s3mount"])
+def test_a_comma_in_quotes_belongs_to_the_value(host: Host, kind: str):
+    log = host.log.with_name("log,1")
+    host.fstab(host.line(f'log_file="{log}"', "noexec", 'fsname="one,two"', kind=kind))
+    host.machine.check("mount", str(host.path))
+    assert host.find("SOURCE") == "one,two"
+    assert "noexec" in host.find("OPTIONS").split(",")
+    assert "is mounted at" in log.read_text()
+
+
+def test_what_mount_may_pass_on_besides_is_understood(host: Host):
+    """A namespace to mount in (-N), and the type (-t)."""
+    namespace = f"/proc/{host.machine.process_id}/ns/mnt"
+    environment = {**host.machine.environment, "PYTHONPATH": str(CHECKOUT)}
+
+    def outside(*command: str) -> None:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "s3mount", *command], env=environment, check=False,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    kind = ("-t", "fuse.s3mount", "-N", namespace)
+    outside("mount.fuse.s3mount", host.bucket.name, str(host.path), *kind, "-o", host.options)
+    assert host.find("SOURCE") == host.bucket.name
+    assert not os.path.ismount(host.path)  # not out here
+    outside("umount.fuse.s3mount", str(host.path), *kind)
+    assert host.find("SOURCE") == ""
+
+
+def test_umount_r_leaves_what_is_busy_read_only(host: Host):
+    host.fstab(host.line())
+    host.machine.check("mount", str(host.path))
+    script = f"cd {host.path}; umount -r {host.path}"
+    said = host.machine.run("sh", "-c", script).stdout
+    assert "busy (in use by process " in said
+    assert "; mounted again (ro" in said
+    assert "ro" in host.find("OPTIONS").split(",")
 
 
 def secret_free(host: Host) -> bool:
@@ -128,6 +197,16 @@ def test_mount_a_mounts_once(host: Host, kind: str):
     assert host.find("SOURCE") == ""
 
 
+def test_a_machine_leaves_alone_what_is_mounted_outside(
+    mount: Mounter, bucket: Bucket, request: pytest.FixtureRequest
+):
+    outside = mount(bucket)
+    host: Host = request.getfixturevalue("host")
+    host.machine.check("umount", "-a", "-t", "fuse.s3mount")
+    (outside.path / "still").write_bytes(b"here")
+    assert host.contents("still") == b"here"
+
+
 def test_umount_waits_for_every_mount_of_root(host: Host):
     arguments = [host.bucket.name, str(host.path), "-o", host.options]
     for _ in range(3):
@@ -145,8 +224,12 @@ def test_the_flags_of_mount_have_their_meaning(host: Host):
         command = ["mount", *flags, "-o", given, host.bucket.name, str(host.path)]
         return host.machine.run(*command, "-t", "s3mount")
 
-    fake = mount("-f", "-v")
+    fake = mount("-f", "-v", options="parallel_count=20")
     assert (fake.returncode, host.find("SOURCE")) == (0, "")
+    assert "ignored, because they tune other programs: parallel-count\n" in fake.stdout
+    assert "the options are understood; nothing is mounted" in fake.stdout
+    assert "is mounted on" not in fake.stdout
+    assert mount("-f").stdout == ""
     assert "there is no option nonsense" in mount(options="nonsense").stdout
     sloppy = mount("-s", "-n", "-v", "-r", options="nonsense")
     assert sloppy.returncode == 0, sloppy.stdout
@@ -154,6 +237,21 @@ def test_the_flags_of_mount_have_their_meaning(host: Host):
     assert f"{host.bucket.name} is mounted on {host.path}" in sloppy.stdout
     assert "ro" in host.find("OPTIONS").split(",")
     assert "everything is uploaded" in host.machine.check("umount", "-v", str(host.path))
+
+
+def test_the_kernel_hears_the_options_of_mount(host: Host):
+    chosen = "noexec,nosymfollow,nodiratime,dirsync,lazytime"
+    host.fstab(host.line(chosen, "context=system_u:object_r:fusefs_t:s0"))  # no SELinux, no label
+    host.machine.check("mount", str(host.path))
+    found = set(host.find("OPTIONS").split(","))
+    assert {"rw", "nosuid", "nodev", *chosen.split(",")} <= found
+    host.machine.check("umount", str(host.path))
+    # mount(8) does not pass on what is its default; of us somebody has to ask for it.
+    command = [*host.machine.s3mount, host.bucket.name, str(host.path), "-o"]
+    host.machine.check(*command, f"{host.options},suid,dev,noexec")
+    found = set(host.find("OPTIONS").split(","))
+    assert "noexec" in found
+    assert not found & {"nosuid", "nodev"}
 
 
 def test_remount_changes_what_the_kernel_allows(host: Host):
@@ -179,9 +277,10 @@ def test_a_user_mounts_with_fusermount3_what_fstab_allows(host: Host):
     host.state.mkdir(mode=0o700)
     for path in (host.log, host.state):
         os.chown(path, NOBODY, NOBODY)
-    host.fstab(host.line("noauto,user,allow_other"))
-    host.machine.check("mount", str(host.path), user=NOBODY)
-    assert "user_id=65534" in host.find("OPTIONS")
+    host.fstab(host.line("noauto,user,allow_other,noatime,lazytime"))
+    said = host.machine.check("mount", str(host.path), user=NOBODY)
+    assert "option lazytime is ignored: only root may mount so\n" in said
+    assert {"user_id=65534", "noatime"} <= set(host.find("OPTIONS").split(","))
     host.machine.check("sh", "-c", f"echo mine >{host.path}/mine", user=NOBODY)
     assert host.machine.check("stat", "-c", "%u", f"{host.path}/mine") == "65534\n"
     host.machine.check("umount", str(host.path), user=NOBODY)
@@ -193,10 +292,11 @@ def test_a_lazy_umount_returns_while_a_file_is_open(host: Host):
     host.fstab(host.line())
     host.machine.check("mount", str(host.path))
     script = (
-        f"exec 3>{host.path}/late; umount {host.path} && exit 9; umount -l {host.path} || exit 8"
+        f"exec 3>{host.path}/late; umount {host.path} && exit 9; umount -lv {host.path} || exit 8"
     )
     said = host.machine.check("sh", "-c", f"{script}; echo late >&3; exec 3>&-")
     assert "busy" in said
+    assert f"{host.path} is unmounted\n" in said  # and nobody says that all is uploaded
     assert host.contents("late") == b"late\n"
 
 
@@ -229,6 +329,23 @@ def test_keys_that_others_can_read_are_refused(host: Host):
     assert f"others may read it (try: chmod 600 {host.keys})" in line
     host.write_keys(host.keys, NOBODY)
     assert "belongs to another user" in host.complaint(1, "mount", str(host.path))
+
+
+def test_what_a_user_cannot_read_is_told(host: Host):
+    host.write_keys(host.keys, 0)
+    host.log.touch()
+    host.state.mkdir(mode=0o700)
+    for path in (host.log, host.state):
+        os.chown(path, NOBODY, NOBODY)
+    host.fstab(host.line("noauto,user"))
+    line = host.complaint(1, "mount", str(host.path), user=NOBODY)
+    assert f"{host.keys}: Permission denied" in line
+    toml = host.keys.with_name("options.toml")
+    toml.write_text("ro = true\n")
+    toml.chmod(0o600)
+    host.fstab(host.line("noauto,user", f"config={toml}"))
+    line = host.complaint(1, "mount", str(host.path), user=NOBODY)
+    assert f"{toml}: Permission denied" in line
 
 
 def test_credentials_come_from_a_file_a_profile_or_a_private_file_of_options(host: Host):
@@ -274,6 +391,11 @@ def test_update_fstab_writes_the_line_once_the_mount_works(host: Host):
     assert {"_netdev", "nofail", "ro", "umask=027"} <= set(lines[2].split()[3].split(","))
     host.machine.check("mount", "-a")
     assert host.find("SOURCE") == host.bucket.name
+    host.machine.check("umount", str(host.path))
+    # What is mounted stays so; only the table is not written.
+    done = host.machine.run(*host.machine.s3mount, *name, LIBMOUNT_FSTAB="/nonexistent/fstab")
+    assert "s3mount: /nonexistent/fstab: No such file or directory\n" in done.stdout
+    assert (done.returncode, host.find("SOURCE")) == (16, host.bucket.name)
     host.machine.check("umount", str(host.path))
     wrong = host.machine.run(*host.machine.s3mount, *name, "--url=http://127.0.0.1:9")
     assert wrong.returncode == 32

@@ -15,6 +15,7 @@ import trio
 from s3mount.cache import ledger
 from s3mount.cache.disk import BlockDisk
 from s3mount.cli.infotext import rows
+from tests.faultproxy import FaultProxy
 from tests.mount.conftest import Shared
 from tests.mounts import Bucket, Mounter
 
@@ -242,6 +243,34 @@ def test_a_cache_is_looked_into_and_removed_without_a_mount(
         assert (done.returncode, "is not a cache of s3mount" in done.stdout) == (32, True)
     assert not (tmp_path / "missing").exists()
     assert mount.run("cache", "no-such-bucket").returncode == 32
+
+
+def test_stores_that_only_the_environment_names_have_caches_of_their_own(
+    mount: Mounter, bucket: Bucket, s3, server, tmp_path: Path
+):
+    s3.put_object(Bucket=bucket.name, Key="file", Body=os.urandom(2 * MIB))
+    path, where = tmp_path / "mnt", tmp_path / "cache"
+    path.mkdir()
+    more = (
+        "--cache",
+        str(where),
+        "--state-dir",
+        str(tmp_path / "state"),
+        "--log-file",
+        "/dev/null",
+    )
+    with FaultProxy(server.url) as proxy:
+        for url in (bucket.url, proxy.url):
+            keys = {**bucket.credentials.environment(), "AWS_ENDPOINT_URL": url}
+            assert mount.run(bucket.name, str(path), *more, env=keys).returncode == 0
+            try:
+                assert len((path / "file").read_bytes()) == 2 * MIB
+            finally:
+                assert mount.run("umount", str(path)).returncode == 0
+        (found,) = json.loads(mount.run("cache", "--json", "--cache", str(where)).stdout)[
+            "directories"
+        ]
+        assert {share["endpoint"] for share in found["shares"]} == {bucket.url, proxy.url}
 
 
 # -- the directory of blocks -------------------------------------------------------------------
