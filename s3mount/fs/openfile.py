@@ -119,7 +119,8 @@ class OpenFile(FileBytes):
                 # Bytes that are not staged are the same in both.
                 self.base = ObjectVersion(self.inode.key, own.etag, own.size)
             self.stored_key = self.inode.key
-            self.condition = Precondition(etag=own.etag)
+            if self.changed:
+                self.condition = Precondition(etag=own.etag)
             return True
         if self.condition.absent and await self._is_ghost():
             self.condition = ALWAYS
