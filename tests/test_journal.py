@@ -15,7 +15,7 @@ from s3mount.errors import Corrupt, MountError
 from s3mount.memory import MemoryBudget
 from s3mount.s3.checksum import function
 from s3mount.s3.store import ABSENT
-from s3mount.write.frames import FRAME_MAGIC, HEADER_SIZE, Framing
+from s3mount.write.frames import FRAME_MAGIC, HEADER_SIZE, MAX_BLOB_SIZE, Framing
 from s3mount.write.journal import Journal, read_file, read_log
 from s3mount.write.logfile import LOG
 from s3mount.write.mountjournal import MountJournal
@@ -256,6 +256,35 @@ async def test_a_broken_disk_is_told_and_told_again(folder: int, monkeypatch, ex
     journal.close()
 
 
+async def test_a_log_with_a_damaged_frame_goes_on_where_it_is(
+    folder: int, tmp_path: Path, expect_log
+):
+    journal = Journal(folder, CRC, compact_size=HEADER_SIZE)
+    journal.create()
+    journal.put("a", {"text": "first"}, bytes(5000))  # More than a block, which stays as it is.
+    await journal.commit()
+    with (tmp_path / LOG).open("r+b") as file:
+        file.seek(file.read().index(b"first"))
+        file.write(b"FIRST")
+    expect_log("the journal goes on in its old file")
+    for number in range(200):  # Most of the log is not live any more, and it is to be moved.
+        journal.put("b", {"n": number}, bytes(100))
+        await journal.commit()
+    assert records_in(tmp_path)["b"] == ({"n": 199}, bytes(100))
+    journal.close()
+
+
+async def test_a_record_that_nobody_would_read_back_is_refused(folder: int, tmp_path: Path):
+    journal = Journal(folder, CRC)
+    journal.create()
+    with pytest.raises(OSError, match="too long"):
+        journal.put("a", {}, bytes(MAX_BLOB_SIZE + 1))
+    journal.put("b", {}, bytes(MAX_BLOB_SIZE))
+    await journal.commit()
+    assert list(records_in(tmp_path)) == ["b"]
+    journal.close()
+
+
 async def test_after_a_full_disk_the_journal_goes_on(
     folder: int, tmp_path: Path, monkeypatch, expect_log
 ):
@@ -479,6 +508,24 @@ def test_staged_bytes_are_secured_and_restored(tmp_path_factory, changes, cut, f
         assert not list(directory.path.iterdir())
 
     trio.run(run)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+async def test_what_is_written_over_secured_bytes_has_its_own_checksum(
+    tmp_path: Path, *, follow: bool
+):
+    directory, budget = StagingDirectory(tmp_path / "s", CRC, follow=follow), MemoryBudget(64 * MIB)
+    staged = StagedFile(directory, budget, 0)
+    staged.write(0, b"x" * 100_000)
+    await staged.secure()
+    old = await staged.fork()
+    staged.write(0, b"y" * 100_000)
+    pieces = await staged.secure()
+    path = staged.leave()
+    assert path not in (None, old)
+    back = StagedFile.restore(directory, budget, 0, path, pieces)
+    assert back.read(0, 100_000) == b"y" * 100_000
+    back.close()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])
