@@ -226,10 +226,7 @@ class FileBytes(ABC):
         if offset + len(data) > self._workshop.grid.max_size:
             raise PosixError(errno.EFBIG)
         end = offset + len(data)
-        while self._is_dropped(offset, end):
-            await self._bring_home()
-        while self._is_secured(offset, end):
-            await self._fork()
+        await self._make_writable(offset, end)
         staged = self._stage()
         self._put(staged, offset, data)
         self.size = max(self.size, end)
@@ -247,10 +244,7 @@ class FileBytes(ABC):
         if size == 0 and not self._detached:
             async with self.lock:  # A save that begins meanwhile would send from what is dropped.
                 await self._forget_base()
-        while self._is_dropped(size, 1 << 62):
-            await self._bring_home()
-        while self._is_secured(size, 1 << 62):
-            await self._fork()
+        await self._make_writable(size, 1 << 62)
         staged = self._stage()
         low, high = min(size, self.size), max(size, self.size)
         staged.truncate(size)
@@ -258,6 +252,19 @@ class FileBytes(ABC):
         self.size = size
         self._generation += 1
         self.touch_times()
+
+    async def _make_writable(self, start: int, stop: int) -> None:
+        """Return when these bytes are here, and the journal does not speak of them.
+
+        While one is waited for, parts may leave and be dropped.
+        """
+        while True:
+            if self._is_dropped(start, stop):
+                await self._bring_home()
+            elif self._is_secured(start, stop):
+                await self._fork()
+            else:
+                return
 
     def _is_dropped(self, start: int, stop: int) -> bool:
         return self._staged is not None and self._staged.dropped.overlaps(start, stop)
