@@ -206,7 +206,8 @@ class S3Client(MultipartUploads):
         }
         if (own := self._stores_own(source_etag)) is not None:
             sent["x-amz-copy-source-if-match"] = own
-        request = Request("CopyObject", "PUT", target, self._path(target), headers=sent, slow=True)
+        path = self._path(target)
+        request = Request("CopyObject", "PUT", target, path, headers=sent, slow=True, copied=size)
         answer = await self._copy_once(source, target, request, source_etag, condition)
         if isinstance(answer, ObjectInfo):
             return stored_of(answer)

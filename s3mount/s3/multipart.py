@@ -207,6 +207,7 @@ class MultipartUploads(Subresources):
                 **self._keyring.guess(upload_id).headers,
             },
             slow=True,
+            copied=stop - start,
         )
         fields = read_answer(request, xml.result, await self._copy_from(source, request))
         algorithm = self._capabilities.checksum
