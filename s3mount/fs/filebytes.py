@@ -71,6 +71,7 @@ class FileBytes(ABC):
         self.kept = kept
         self.handles = 0
         self.readers = 0
+        self.writers = 0
         self.obsolete: set[str] = set()
         self.stored_attributes: Attributes | None = None
         self.written: tuple[int, int] | None = None

@@ -157,6 +157,7 @@ class OpenFiles:
         if file.given_up and file.changed and not file.is_kept:
             self._give_up(file)
         if file.handles or file in self._keeping:
+            self._try_while_read(file)
             return
         if file.dirty and file.changed:
             if not self._give_up(file):
@@ -170,6 +171,12 @@ class OpenFiles:
         del self.by_inode[file.inode]
         file.close()
         self._inodes.unpin(file.inode)
+
+    def _try_while_read(self, file: OpenFile) -> None:
+        """Whoever writes to a file saves it; whoever reads it may do so for days."""
+        failed = file.dirty and file.changed and file.error is not None
+        if failed and not file.writers and not _is_lost(file):
+            self._try_later(file)
 
     def _try_later(self, file: OpenFile) -> None:
         if self.writeback is not None and file.record and file.is_here:
@@ -229,7 +236,7 @@ class OpenFiles:
             while file.dirty and not _is_lost(file):
                 await trio.sleep(delay)
                 delay = min(2 * delay, RETRY_MOST)
-                if file.handles:
+                if file.writers:
                     return  # Whoever has opened it will save it.
                 try:
                     await self.save(file)
