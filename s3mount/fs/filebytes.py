@@ -16,7 +16,7 @@ from s3mount.attributes import Attributes, encode
 from s3mount.cache.blocks import BLOCK_SIZE, ObjectVersion
 from s3mount.cache.readahead import ReadAhead
 from s3mount.content import content_type
-from s3mount.errors import Changed, Corrupt, NotFound, PosixError, StoreError
+from s3mount.errors import Changed, Corrupt, NotFound, PosixError, StoreError, disk_failed
 from s3mount.fs.inodes import Inode
 from s3mount.fs.status import without_set_id
 from s3mount.fs.workshop import Workshop
@@ -282,7 +282,7 @@ class FileBytes(ABC):
                 self._superseded.append(await self._staged.fork())
             except OSError as error:
                 log.error("%s: staging failed: %s", self.inode.name, error)
-                raise PosixError(error.errno or errno.EIO) from error
+                raise disk_failed(error) from error
 
     async def _bring_home(self) -> None:
         """A program goes back to bytes that have left and were dropped: save, and go on.
@@ -345,7 +345,7 @@ class FileBytes(ABC):
             staged.write(offset, data)
         except OSError as error:
             log.error("%s: staging failed: %s", self.inode.name, error)
-            raise PosixError(error.errno or errno.EIO) from error
+            raise disk_failed(error) from error
         self._generation += 1
         end = offset + len(data)
         if self._upload is not None:
@@ -438,7 +438,7 @@ class FileBytes(ABC):
             else:
                 staged.write(offset, data)
         except OSError as error:
-            raise PosixError(error.errno or errno.EIO) from error
+            raise disk_failed(error) from error
         first = offset if hole is None else hole
         grid = self._workshop.grid
         for index in range(grid.index(first), grid.index(max(offset - 1, first)) + 1):

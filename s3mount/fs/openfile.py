@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import secrets
 import time
@@ -13,7 +12,15 @@ import trio
 
 from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
-from s3mount.errors import Changed, Exists, NotFound, PosixError, StoreError, Unavailable
+from s3mount.errors import (
+    Changed,
+    Exists,
+    NotFound,
+    PosixError,
+    StoreError,
+    Unavailable,
+    disk_failed,
+)
 from s3mount.fs.filebytes import FileBytes
 from s3mount.fs.headers import kept_headers
 from s3mount.s3.store import (
@@ -99,7 +106,7 @@ class OpenFile(FileBytes):
             raise
         except OSError as error:
             log.error("%s: staging failed: %s", self.inode.key, error)
-            raise PosixError(error.errno or errno.EIO) from error
+            raise disk_failed(error) from error
         self.error = None
         self.written = stored.between(began_ns)
         return stored
