@@ -15,6 +15,7 @@ from s3mount.errors import Corrupt, MountError
 from s3mount.memory import MemoryBudget
 from s3mount.s3.checksum import function
 from s3mount.s3.store import ABSENT
+from s3mount.write import slots
 from s3mount.write.frames import FRAME_MAGIC, HEADER_SIZE, MAX_BLOB_SIZE, Framing
 from s3mount.write.journal import Journal, read_file, read_log
 from s3mount.write.logfile import LOG
@@ -388,6 +389,20 @@ async def test_a_clean_end_leaves_nothing(tmp_path: Path):
     assert mine.slot.path.stat().st_mode & 0o777 == 0o700
     await mine.close()
     assert not mine.slot.path.exists()
+
+
+async def test_a_log_that_was_removed_does_not_come_back_by_a_power_loss(
+    tmp_path: Path, monkeypatch
+):
+    mine = await open_journal(tmp_path)
+    synchronised: list[list[str]] = []
+
+    def sync(path: Path) -> None:
+        synchronised.append(sorted(one.name for one in path.iterdir()))
+
+    monkeypatch.setattr(slots, "sync_directory", sync)
+    await mine.close()
+    assert synchronised == [["about.json", "staged"]]  # Without the log, and before the rest goes.
 
 
 async def test_check_32_no_two_mounts_share_a_slot(tmp_path: Path):
