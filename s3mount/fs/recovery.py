@@ -14,6 +14,7 @@ from s3mount.fs.inodes import Inode
 from s3mount.fs.names import to_name
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.tree import CLOCK_LEEWAY, TreeMover
+from s3mount.fs.unsaved import KeptFile
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ALWAYS, EXPECTING_NOTHING, ObjectInfo, expecting
 from s3mount.write.keeper import restored
@@ -57,6 +58,8 @@ class Recovery:
             if record.state == PENDING:
                 self._restore(name, record, self._left.blobs[name])
             else:
+                kept = KeptFile(record.key, record.size, record.reason)
+                self._fs.open_files.note_kept(name, kept)
                 log.warning(
                     "%s: not uploaded (%s); see `s3mount recover`", record.key, record.reason
                 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import trio
 
@@ -33,6 +34,14 @@ FINAL_ERRORS = (Changed, Exists, Denied, TooLarge, InvalidRequest, InvalidName, 
 RETRY_FIRST, RETRY_MOST = 1.0, 4.0  # Seconds: saved within 5 s of the store's return.
 
 
+class KeptFile(NamedTuple):
+    """One file that only `s3mount recover` has, and why."""
+
+    key: str
+    size: int
+    reason: str
+
+
 class OpenFiles:
     """All files that somebody has open, or that the store does not have as they are.
 
@@ -50,6 +59,7 @@ class OpenFiles:
         self._retried: set[OpenFile] = set()
         self._keeping: set[OpenFile] = set()
         self._kept = trio.lowlevel.ParkingLot()
+        self._for_people: dict[str, KeptFile] = {}  # By the names of their records.
         self._forget_name: Callable[[Inode], None] = lambda inode: None
         backlog = workshop.backlog
         self.writeback: WriteBack | None = None
@@ -210,6 +220,8 @@ class OpenFiles:
                 async with file.lock:
                     known = file.is_kept or file.unlinked
                     found = not known and await file.keep()
+                if found:
+                    self.note_kept(file.record, KeptFile(key, file.size, reason))
                 if not known:
                     what = "`s3mount recover` has what was written" if found else "it was empty"
                     log.error("%s: %s; %s", key, reason, what)
@@ -223,6 +235,16 @@ class OpenFiles:
                 file.leave()
             file.detach()
             self.settle(file)
+
+    def note_kept(self, record: str, file: KeptFile) -> None:
+        """Take note of a record in the journal that only a person can decide about."""
+        self._for_people[record] = file
+
+    def for_people(self) -> Sequence[KeptFile]:
+        """The files that `s3mount recover` has of this mount."""
+        journal = self._workshop.journal
+        self._for_people = {r: file for r, file in self._for_people.items() if r in journal}
+        return list(self._for_people.values())
 
     async def all_kept(self) -> None:
         """Return when everything that was given up is on the disk."""
