@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from s3mount.attributes import Attributes
 from s3mount.errors import Corrupt, MountError
+from s3mount.fs.recovery import is_later
 from s3mount.memory import MemoryBudget
 from s3mount.s3.checksum import function
-from s3mount.s3.store import ABSENT
+from s3mount.s3.store import ABSENT, ObjectInfo
 from s3mount.write import slots
 from s3mount.write.frames import FRAME_MAGIC, HEADER_SIZE, MAX_BLOB_SIZE, Framing
 from s3mount.write.journal import Journal, read_file, read_log
@@ -327,11 +328,14 @@ def test_a_record_is_read_as_it_was_written():
         base=Base("old", '"etag"', 7),
         base_limit=5,
         condition=ABSENT,
+        expected='"replaced"',
         pieces=[Piece(0, 4, 1 << 63)],
         staged="abc",
         sent=[SentPart(0, 8, 1, '"e"', None)],
     )
     assert FileRecord.parse(json.loads(json.dumps(record.fields()))) == record
+    earlier = {name: said for name, said in record.fields().items() if name != "expected"}
+    assert FileRecord.parse(earlier).expected == ""
     upload = UploadRecord("key", "id", {"content-type": "x"}, "file")
     assert UploadRecord.parse(json.loads(json.dumps(upload.fields()))) == upload
     tree = TreeRecord("a/", "b/", COPYING, 1.5)
@@ -483,6 +487,13 @@ async def test_check_47_a_journal_that_others_can_read_is_refused(tmp_path: Path
     (tmp_path / "journals").mkdir(mode=0o755)
     with pytest.raises(MountError, match="open to others"):
         await open_journal(tmp_path)
+
+
+def test_what_was_to_be_replaced_is_not_later_whatever_the_clock_of_the_store_says():
+    ahead = int((1000.0 + 300.0) * 1e9)  # Seconds: the store's clock is five minutes ahead.
+    record = file_record(expected='"old"', time=1000.0)
+    assert not is_later(ObjectInfo("key", 1, '"old"', ahead, {}, {}), record)
+    assert is_later(ObjectInfo("key", 1, '"theirs"', ahead, {}, {}), record)
 
 
 # -- staged bytes ------------------------------------------------------------------------------

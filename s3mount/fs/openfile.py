@@ -416,6 +416,7 @@ class OpenFile(FileBytes):
             base=None if base is None else Base(base.key, base.etag, base.size),
             base_limit=self._staged.base_limit if self._staged is not None else 0,
             condition=self.condition,
+            expected=self.expected.etag or "",
             stored_key=self.stored_key,
             pieces=pieces,
             staged=staged,
