@@ -18,7 +18,6 @@ from s3mount.errors import MountError
 from s3mount.fs.changing import Changer
 from s3mount.fs.condemning import Condemner
 from s3mount.fs.filesystem import FileSystem
-from s3mount.fs.moving import MovingTrees
 from s3mount.fs.names import MAX_KEY, key_size
 from s3mount.fs.namespace import Namespace
 from s3mount.fs.objectfacts import ObjectFacts
@@ -232,7 +231,6 @@ class Assembly:
             header_rules=self._header_rules(),
             journal=self._journal.journal,
             backlog=Backlog(limit, config.min_free_space, staged),
-            trees=MovingTrees(),
         )
 
     def _header_rules(self) -> HeaderRules:
@@ -249,7 +247,7 @@ class Assembly:
         changer = Changer(filesystem)
         return FuseOperations(
             filesystem,
-            Renamer(filesystem, client, mover, engine.workshop.trees),
+            Renamer(filesystem, client, mover),
             changer,
             self._xattrs(filesystem, changer),
             metrics,

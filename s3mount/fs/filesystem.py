@@ -36,6 +36,7 @@ from s3mount.s3.store import (
     ALWAYS,
     EXPECTING_NOTHING,
     ObjectStore,
+    Precondition,
     expecting,
 )
 from s3mount.storing import is_archived
@@ -303,7 +304,9 @@ class FileSystem:
         refuse_change(parent, segment)
         inode = self.inodes.find(parent, name)
         file = self.files.get(inode) if inode is not None else None
-        await self._remove_object(parent, segment, file)
+        entry = self.cache.peek(parent.prefix, segment)
+        known = expecting(entry.etag) if entry is not None else ALWAYS
+        await self._remove_object(key_of(parent.prefix, segment), file, known)
         if inode is not None:
             self.detach(inode)
         self._gone(parent, segment)
@@ -311,19 +314,15 @@ class FileSystem:
             self.open_files.settle(file)
         await self.keep_directory(parent)
 
-    async def _remove_object(self, parent: Inode, segment: str, file: OpenFile | None) -> None:
-        standing = self._workshop.trees.change(lambda: (key_of(parent.prefix, segment),))
+    async def _remove_object(self, key: str, file: OpenFile | None, known: Precondition) -> None:
         if file is None:
-            async with standing:
-                entry = self.cache.peek(parent.prefix, segment)
-                known = expecting(entry.etag) if entry is not None else ALWAYS
-                await self._store.remove(key_of(parent.prefix, segment), condition=known)
+            await self._store.remove(key, condition=known)
             return
         await file.keep_content()
-        async with file.lock, standing:  # What is saved meanwhile would bring the object back.
+        async with file.lock:  # What is saved meanwhile would bring the object back.
             if file.stored_key:
                 known = expecting(file.base.etag) if file.base is not None else file.expected
-                await self._store.remove(key_of(parent.prefix, segment), condition=known)
+                await self._store.remove(key, condition=known)
             file.detach()
         await self.open_files.forgotten()
 
@@ -363,10 +362,8 @@ class FileSystem:
         refuse_change(parent, segment)
         await namespace.check_new(prefix, segment, directory=True)
         attributes = inherited(attributes, self._attributes_of(parent))
-        async with self._workshop.trees.change(lambda: (parent.prefix + segment + "/",)):
-            prefix = parent.prefix + segment + "/"
-            await self.markers.put(prefix, attributes)
-            self.cache.put_listing(prefix, {}, self.cache.clock())
+        await self.markers.put(prefix + segment + "/", attributes)
+        self.cache.put_listing(prefix + segment + "/", {}, self.cache.clock())
         self.touch_directory(parent)
         inode = self.inodes.obtain(parent, name, segment, directory=True)
         return Stat(inode, attributes, 0)
@@ -376,20 +373,19 @@ class FileSystem:
         parent = self.inodes.get(parent_number)
         name, segment = await self.place_of(parent, name)
         refuse_change(parent, segment)
+        prefix = parent.prefix + segment + "/"
         inode = self.inodes.find(parent, name)
-        async with self._workshop.trees.change(lambda: (parent.prefix + segment + "/",)):
-            prefix = parent.prefix + segment + "/"
-            if inode is not None and self.has_unsaved(inode):
-                raise PosixError(errno.ENOTEMPTY)
-            if not await self.namespace.is_empty(prefix):
-                raise PosixError(errno.ENOTEMPTY)
-            await self.remove_markers(prefix)
-            self.cache.drop_tree(prefix)
-            self.namespace.index.forget(parent.prefix, segment, directory=True)
-            if inode is not None:
-                self.detach(inode)
-            self._gone(parent, segment)
-            self.reveal(parent, segment)
+        if inode is not None and self.has_unsaved(inode):
+            raise PosixError(errno.ENOTEMPTY)
+        if not await self.namespace.is_empty(prefix):
+            raise PosixError(errno.ENOTEMPTY)
+        await self.remove_markers(prefix)
+        self.cache.drop_tree(prefix)
+        self.namespace.index.forget(parent.prefix, segment, directory=True)
+        if inode is not None:
+            self.detach(inode)
+        self._gone(parent, segment)
+        self.reveal(parent, segment)
         await self.keep_directory(parent)
 
     async def remove_markers(self, prefix: str) -> None:

@@ -68,8 +68,7 @@ class Markers:
             return
         try:
             if not inode.gone and inode.parent is not None:
-                async with self._workshop.trees.change(lambda: (inode.prefix,)):
-                    await self._replace(inode.parent, inode, attributes)
+                await self._replace(inode.parent, inode, attributes)
         finally:
             if self.unsaved.get(inode) is attributes:
                 del self.unsaved[inode]
@@ -98,12 +97,11 @@ class Markers:
         entry = cache.peek(directory.parent.prefix, directory.segment)
         if entry is not None and entry.marker:
             return
-        listing = cache.listing(directory.prefix)
+        prefix = directory.prefix
+        listing = cache.listing(prefix)
         if listing is not None and any(isinstance(known, Entry) for known in listing.values()):
             return
-        async with self._workshop.trees.change(lambda: (directory.prefix,)):
-            prefix = directory.prefix
-            if await self._namespace.is_empty(prefix):
-                attributes = entry.attributes if entry is not None else None
-                defaults = self._namespace.defaults
-                await self.put(prefix, attributes or defaults.directory(time.time_ns()))
+        if await self._namespace.is_empty(prefix):
+            attributes = entry.attributes if entry is not None else None
+            defaults = self._namespace.defaults
+            await self.put(prefix, attributes or defaults.directory(time.time_ns()))

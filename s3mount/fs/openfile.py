@@ -67,20 +67,18 @@ class OpenFile(FileBytes):
         it was given up.
         """
         async with self.lock:
-            if not self.dirty:
-                return None
-            async with self._workshop.trees.change(lambda: (self.inode.key,)):
-                return await self._save() if self.dirty else None
+            return await self._save() if self.dirty else None
 
     async def save_as_renamed(self, expected: Precondition) -> Stored:
         """Make the store have the file under the key that its inode has by now.
 
-        *expected* is what it replaces there.  The caller holds `lock`, keeps both keys where they
-        are, and deletes the object under the old one, if there is one.
+        *expected* is what it replaces there.  The object under the old key, if there is one, is for
+        the caller to delete.
         """
-        self.condition = ALWAYS  # It was about the old key, and rename(2) replaces.
-        self.expected = expected
-        return await self._save()
+        async with self.lock:
+            self.condition = ALWAYS  # It was about the old key, and rename(2) replaces.
+            self.expected = expected
+            return await self._save()
 
     def refuse(self, error: StoreError) -> None:
         """Take note of why the store did not take it, and whether it ever will."""

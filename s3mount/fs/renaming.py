@@ -9,14 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from s3mount.attributes import Attributes
 from s3mount.cache.metadata import Absent
 from s3mount.errors import PosixError
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.history import refuse_change, refuse_change_of
 from s3mount.fs.inodes import Inode
-from s3mount.fs.moving import Move, MovingTrees
-from s3mount.fs.names import FOLDER, key_of
+from s3mount.fs.names import FOLDER
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.tree import TreeMover
 from s3mount.s3.store import ALWAYS, EXPECTING_NOTHING, ObjectStore, Precondition, expecting
@@ -24,46 +22,28 @@ from s3mount.s3.store import ALWAYS, EXPECTING_NOTHING, ObjectStore, Preconditio
 RENAME_NOREPLACE = 1
 
 
-class _Target(NamedTuple):
-    """Where a file goes: the place, the open file that is there, and what the store has there.
+class _Shadowed(NamedTuple):
+    """The object that the store has at the new name of a file, as far as it is known.
 
-    `shadowed` is the key of that object, empty when there is none, and `etag` its ETag as far as
-    it is known.
+    `key` is empty when there is none.
     """
 
-    parent: Inode
-    name: bytes
-    segment: str
-    inode: Inode | None
-    replaced: OpenFile | None
-    shadowed: str = ""
+    key: str = ""
     etag: str = ""
-
-    @property
-    def key(self) -> str:
-        """The key that the file gets."""
-        return key_of(self.parent.prefix, self.segment)
 
     @property
     def condition(self) -> Precondition:
         """What the renamed file is expected to replace."""
-        return expecting(self.etag) if self.shadowed else EXPECTING_NOTHING
-
-
-class _Opened(Exception):
-    """Somebody has opened what is to be replaced."""
+        return expecting(self.etag) if self.key else EXPECTING_NOTHING
 
 
 class Renamer:
     """rename(2) on a `FileSystem`: server-side copies, then deletions."""
 
-    def __init__(
-        self, filesystem: FileSystem, store: ObjectStore, mover: TreeMover, trees: MovingTrees
-    ) -> None:
+    def __init__(self, filesystem: FileSystem, store: ObjectStore, mover: TreeMover) -> None:
         self._fs = filesystem
         self._store = store
         self._mover = mover
-        self._trees = trees
 
     async def rename(
         self, parent_number: int, name: bytes, new_parent_number: int, new_name: bytes, flags: int
@@ -120,93 +100,83 @@ class Renamer:
     ) -> None:
         if target is not None and target.directory:
             raise PosixError(errno.EISDIR)
-        while True:
-            replaced = self._fs.files.get(target) if target is not None else None
-            goal = _Target(parent, name, segment, target, replaced)
-            with contextlib.suppress(_Opened):
-                await self._replace(source, goal)
-                return
-
-    async def _replace(self, source: Inode, target: _Target) -> None:
-        """Move a file over what is at the target; raises `_Opened` before anything was done."""
-        replaced = target.replaced
+        replaced = self._fs.files.get(target) if target is not None else None
         if replaced is None:
-            if target.inode is not None:
-                target = target._replace(shadowed=target.inode.key, etag=target.inode.shown)
-            await self._move_file(source, target)
+            shadowed = _Shadowed() if target is None else _Shadowed(target.key, target.shown)
+            await self._move_file(source, None, shadowed, parent, name, segment)
             return
         await replaced.keep_content()
         try:
             async with replaced.lock:  # What it saves meanwhile would undo the rename.
-                etag = replaced.inode.shown
-                await self._move_file(
-                    source, target._replace(shadowed=replaced.stored_key, etag=etag)
-                )
+                shadowed = _Shadowed(replaced.stored_key, replaced.inode.shown)
+                await self._move_file(source, replaced, shadowed, parent, name, segment)
         finally:
             self._fs.open_files.settle(replaced)
 
-    def _check_unopened(self, target: _Target) -> None:
-        """Who opens the target while we wait for something writes to it under its name."""
-        found = self._fs.files.get(target.inode) if target.inode is not None else None
-        if found is not None and found is not target.replaced:
-            raise _Opened
-
-    async def _move_file(self, source: Inode, target: _Target) -> None:
+    async def _move_file(
+        self,
+        source: Inode,
+        replaced: OpenFile | None,
+        shadowed: _Shadowed,
+        parent: Inode,
+        name: bytes,
+        segment: str,
+    ) -> None:
+        """Move a file; *shadowed* is what the store has at the new name."""
         file = await self._fs.file_of(source)
         if file.given_up:
             raise PosixError(errno.ESTALE)  # The name has another inode by now.
-        self._check_unopened(target)
         if file.acknowledged and not file.stored_key and not file.lock.locked():
-            await self._rename_waiting(file, target)
+            await self._rename_waiting(file, replaced, shadowed, parent, name, segment)
             return
         file.handles += 1
-        try:
-            # A save under the old name comes first; then both keys stay where they are.
-            async with file.lock, self._trees.change(lambda: (source.key, target.key)):
-                self._check_unopened(target)
-                await self._move_object(file, target)
-            await self._fs.open_files.forgotten()  # Of the old name, and of what was replaced.
-        finally:
-            file.handles -= 1
-            self._fs.open_files.settle(file)
-
-    async def _move_object(self, file: OpenFile, target: _Target) -> None:
-        """Have the store move a file, whose lock is held."""
-        source = file.inode
         known = expecting(source.shown)
         old = (source.parent, source.name, source.segment)
         assert old[0] is not None
         try:
             # No checkpoint between these: both names change for everybody at once.
-            self._fs.inodes.move(source, target.parent, target.name, target.segment)
+            self._fs.inodes.move(source, parent, name, segment)
             file.attributes = replace(file.attributes, ctime_ns=time.time_ns())
-            await file.save_as_renamed(target.condition)
+            await file.save_as_renamed(shadowed.condition)
         except BaseException:
             self._fs.inodes.move(source, old[0], old[1], old[2])
             raise
-        if target.replaced is not None:
-            target.replaced.detach()
-        self._fs.open_files.saved(file)
-        self._fs.cache.put(old[0].prefix, old[2], Absent(self._fs.cache.clock()))
-        while file.obsolete:
-            await self._store.delete(next(iter(file.obsolete)), condition=known)
-            file.obsolete.pop()
+        else:
+            if replaced is not None:
+                replaced.detach()
+            self._fs.open_files.saved(file)
+            self._fs.cache.put(old[0].prefix, old[2], Absent(self._fs.cache.clock()))
+            while file.obsolete:
+                await self._store.delete(next(iter(file.obsolete)), condition=known)
+                file.obsolete.pop()
+            await self._fs.open_files.forgotten()  # Of the old name, and of what was replaced.
+        finally:
+            file.handles -= 1
+            self._fs.open_files.settle(file)
 
-    async def _rename_waiting(self, file: OpenFile, target: _Target) -> None:
+    async def _rename_waiting(
+        self,
+        file: OpenFile,
+        replaced: OpenFile | None,
+        shadowed: _Shadowed,
+        parent: Inode,
+        name: bytes,
+        segment: str,
+    ) -> None:
         """Rename a file that only the journal has: no request to the store."""
         source = file.inode
         assert source.parent is not None
         old_parent, old_segment = source.parent, source.segment
         # No checkpoint between these: both names change for everybody at once.
-        self._fs.inodes.move(source, target.parent, target.name, target.segment)
+        self._fs.inodes.move(source, parent, name, segment)
         file.attributes = replace(file.attributes, ctime_ns=time.time_ns())
         file.condition = ALWAYS
-        file.expected = target.condition
-        file.stored_key = target.shadowed  # Ours to remove with this name.
+        file.expected = shadowed.condition
+        file.stored_key = shadowed.key  # Ours to remove with this name.
         with contextlib.suppress(OSError):  # Then `make_safe` finds another way.
             file.note()
-        if target.replaced is not None:
-            target.replaced.detach()
+        if replaced is not None:
+            replaced.detach()
         self._fs.cache.put(old_parent.prefix, old_segment, Absent(self._fs.cache.clock()))
         await self._fs.open_files.make_safe(file)
 
@@ -223,24 +193,6 @@ class Renamer:
                 raise PosixError(errno.ENOTEMPTY)
         await self._save_under(source)
         attributes = (await self._fs.getattr(source.number)).attributes
-        async with self._trees.move(
-            lambda: Move(source.prefix, parent.prefix + segment + "/")
-        ) as move:
-            await self._move_tree(source, move, parent, name, segment, attributes, target)
-        await self._fs.open_files.renamed(source.prefix)
-
-    async def _move_tree(
-        self,
-        source: Inode,
-        move: Move,
-        parent: Inode,
-        name: bytes,
-        segment: str,
-        attributes: Attributes,
-        target: Inode | None,
-    ) -> None:
-        """Have the store move a tree in which nobody changes anything."""
-        old, new = move
         assert source.parent is not None
         old_parent, old_segment = source.parent, source.segment
         moved = await self._mover.move(old, new, replacing=target is not None)
@@ -257,6 +209,7 @@ class Renamer:
         self._fs.namespace.index.moved(old, new)
         self._fs.namespace.index.forget(old_parent.prefix, old_segment, directory=True)
         self._fs.markers.written(new, attributes)
+        await self._fs.open_files.renamed(new)
 
     def _moved_files(self, old: str, new: str, moved: Mapping[str, str]) -> None:
         """Files that are open in a renamed tree have other objects below them now."""

@@ -9,7 +9,6 @@ import trio
 
 from s3mount.attributes import Attributes, encode
 from s3mount.cache.blocks import BlockCache
-from s3mount.fs.moving import MovingTrees
 from s3mount.memory import MemoryBudget
 from s3mount.rules import HeaderRules
 from s3mount.s3.store import ObjectStore
@@ -40,7 +39,6 @@ class Workshop:
     header_rules: HeaderRules
     journal: Journal
     backlog: Backlog
-    trees: MovingTrees
 
     def report(self, key: str, error: Exception) -> None:
         """Say that something which nobody waits for has failed."""
