@@ -109,6 +109,8 @@ GOALS: Mapping[tuple[str, str], Sequence[Goal]] = {
     ("direct", "small16"): [_times(3, S3FS)],
     ("direct", "create1"): [_times(3, S3FS)],
     ("direct", "create16"): [_times(5.5, S3FS)],
+    ("direct", "behind1"): [_times(1, BEST)],
+    ("direct", "behind16"): [_times(1, BEST)],
     ("direct", "rename"): [_times(5, S3FS)],
     ("direct", "remove"): [_times(2, S3FS)],
     ("direct", "unpack"): [_times(3, S3FS)],

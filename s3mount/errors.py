@@ -21,6 +21,15 @@ class PosixError(Exception):
         self.errno = error_number
 
 
+def disk_failed(error: OSError) -> PosixError:
+    """What programs hear of a local disk that fails us: that it is full, or just that it failed.
+
+    That a directory of ours is gone, or that we have too many files open, says nothing of theirs.
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return PosixError(errno.ENOSPC if full else errno.EIO)
+
+
 class MountError(Exception):
     """Why a mount cannot start: one line for the person who typed the command.
 

@@ -92,6 +92,7 @@ class _Mount(Collector):
             ("s3mount_dirty_bytes", "Bytes that the store does not have yet.", "dirty_bytes"),
             ("s3mount_dirty_age_seconds", "Since when the oldest waits.", "dirty_age"),
             ("s3mount_given_up_files", "Open files that the store refused.", "given_up_files"),
+            ("s3mount_kept_files", "Files that only s3mount recover has.", "kept_files"),
             ("s3mount_memory_bytes", "Memory in buffers.", "memory_used"),
             ("s3mount_memory_limit_bytes", "The option memory.", "memory_limit"),
             ("s3mount_open_files", "Files that are open or unsaved.", "open_files"),

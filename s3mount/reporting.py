@@ -125,6 +125,7 @@ class Reporter:
         unsaved = self._unsaved()
         given_up = [file for file in self._dirty_files() if file.given_up]
         oldest = sorted(unsaved, key=self.sampler.age, reverse=True)
+        kept = self._of.filesystem.open_files.for_people()
         return {
             "dirty_files": len(unsaved),
             "dirty_bytes": sum(file.unsaved_bytes for file in unsaved),
@@ -133,6 +134,8 @@ class Reporter:
             # These are not waiting for anything any more: people have them by `s3mount recover`.
             "given_up": [self._file(file) for file in given_up[:MAX_FILES]],
             "given_up_files": len(given_up),
+            "kept": [file._asdict() for file in kept[:MAX_FILES]],
+            "kept_files": len(kept),
         }
 
     def _file(self, file: OpenFile) -> Mapping[str, object]:

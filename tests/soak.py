@@ -22,7 +22,7 @@ from random import Random
 from s3mount.demo.weed import Credentials
 from tests.crashsoak import crash_daemon, crash_server
 from tests.faultproxy import FaultProxy
-from tests.faults import INTERNAL_ERROR, LOST_ANSWER, SLOW_DOWN, Delay, Flip, Point, Reset
+from tests.faults import INTERNAL_ERROR, LOST_ANSWER, SLOW_DOWN, Delay, Flip, Point, Reset, Twice
 from tests.largesoak import check_all
 from tests.mounts import Bucket, Mount, Mounter
 from tests.servers import CHECKOUT, Server, make_server
@@ -208,6 +208,8 @@ def spoil(proxy: FaultProxy) -> None:
     # beside the next version; it looks at conditions before, and not when it commits.
     proxy.inject(Reset(Point.REQUEST_BODY, 3_000), operation="UploadPart", probability=0.03)
     proxy.inject(Flip(100, request=True), operation="UploadPart", probability=0.02)
+    for operation in ("PutObject", "CompleteMultipartUpload", "CopyObject", "DeleteObject"):
+        proxy.inject(Twice(), operation=operation, probability=0.02)
 
 
 def start(mounted: Mount, seed: int, seconds: float) -> list[subprocess.Popen[str]]:

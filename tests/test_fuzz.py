@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from s3mount.attributes import Defaults, decode
 from s3mount.errors import MountError, StoreError
 from s3mount.options import Choices
-from s3mount.s3 import xml
+from s3mount.s3 import featurexml, xml
 from s3mount.s3.checksum import of_whole
 from s3mount.s3.connection import STALL_SECONDS, Broken, Connection, Pulse, Watch
 from s3mount.s3.faults import refusal_of
@@ -41,6 +41,24 @@ LISTING = (
 ERROR = b"<Error><Code>SlowDown</Code><Message>m</Message><RequestId>r</RequestId></Error>"
 DONE = b"<CopyObjectResult><ETag>e</ETag><UploadId>u</UploadId></CopyObjectResult>"
 DELETED = b"<DeleteResult><Error><Key>k</Key><Code>c</Code></Error></DeleteResult>"
+UPLOADS = (
+    b"<ListMultipartUploadsResult><Upload><Key>k</Key><UploadId>u</UploadId>"
+    b"<Initiated>2009-10-12T17:50:30.000Z</Initiated></Upload></ListMultipartUploadsResult>"
+)
+PARTS = (
+    b"<ListPartsResult><IsTruncated>true</IsTruncated><NextPartNumberMarker>1"
+    b"</NextPartNumberMarker><Part><PartNumber>1</PartNumber><Size>5</Size><ETag>e</ETag></Part>"
+    b"</ListPartsResult>"
+)
+VERSIONS = (
+    b"<ListVersionsResult><IsTruncated>true</IsTruncated><NextKeyMarker>k</NextKeyMarker>"
+    b"<NextVersionIdMarker>v</NextVersionIdMarker><Version><Key>k</Key><VersionId>v</VersionId>"
+    b"<IsLatest>true</IsLatest><Size>5</Size><ETag>e</ETag>"
+    b"<LastModified>2009-10-12T17:50:30.000Z</LastModified></Version>"
+    b"<DeleteMarker><Key>k</Key><VersionId>w</VersionId></DeleteMarker></ListVersionsResult>"
+)
+TAGS = b"<Tagging><TagSet><Tag><Key>k</Key><Value>v</Value></Tag></TagSet></Tagging>"
+BODIES = [LISTING, ERROR, DONE, DELETED, UPLOADS, PARTS, VERSIONS, TAGS]
 HEADER_NAMES = st.sampled_from(
     ["content-length", "etag", "last-modified", "x-amz-meta-mode", "x-amz-meta-xattr", "date",
      "x-amz-checksum-crc64nvme", "x-amz-checksum-crc32c", "x-amz-checksum-type", "retry-after"]
@@ -114,11 +132,17 @@ READERS = [
     xml.upload_id,
     xml.result,
     xml.delete_failures,
+    xml.upload_page,
+    xml.part_page,
+    xml.versioning,
+    lambda body: xml.version_listing(body, "", ""),
+    featurexml.tags,
+    featurexml.has_object_lock,
 ]
 
 
 @PLENTY
-@given(damaged([LISTING, ERROR, DONE, DELETED]) | st.binary(max_size=200))
+@given(damaged(BODIES) | st.binary(max_size=200))
 def test_any_body_is_read_or_malformed(body: bytes):
     xml.error_of(body)
     for reader in READERS:

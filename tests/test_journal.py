@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from s3mount.attributes import Attributes
 from s3mount.errors import Corrupt, MountError
+from s3mount.fs.recovery import is_later
 from s3mount.memory import MemoryBudget
 from s3mount.s3.checksum import function
-from s3mount.s3.store import ABSENT
-from s3mount.write.frames import FRAME_MAGIC, HEADER_SIZE, Framing
+from s3mount.s3.store import ABSENT, ObjectInfo
+from s3mount.write import slots
+from s3mount.write.frames import FRAME_MAGIC, HEADER_SIZE, MAX_BLOB_SIZE, Framing
 from s3mount.write.journal import Journal, read_file, read_log
 from s3mount.write.logfile import LOG
 from s3mount.write.mountjournal import MountJournal
@@ -256,6 +258,35 @@ async def test_a_broken_disk_is_told_and_told_again(folder: int, monkeypatch, ex
     journal.close()
 
 
+async def test_a_log_with_a_damaged_frame_goes_on_where_it_is(
+    folder: int, tmp_path: Path, expect_log
+):
+    journal = Journal(folder, CRC, compact_size=HEADER_SIZE)
+    journal.create()
+    journal.put("a", {"text": "first"}, bytes(5000))  # More than a block, which stays as it is.
+    await journal.commit()
+    with (tmp_path / LOG).open("r+b") as file:
+        file.seek(file.read().index(b"first"))
+        file.write(b"FIRST")
+    expect_log("the journal goes on in its old file")
+    for number in range(200):  # Most of the log is not live any more, and it is to be moved.
+        journal.put("b", {"n": number}, bytes(100))
+        await journal.commit()
+    assert records_in(tmp_path)["b"] == ({"n": 199}, bytes(100))
+    journal.close()
+
+
+async def test_a_record_that_nobody_would_read_back_is_refused(folder: int, tmp_path: Path):
+    journal = Journal(folder, CRC)
+    journal.create()
+    with pytest.raises(OSError, match="too long"):
+        journal.put("a", {}, bytes(MAX_BLOB_SIZE + 1))
+    journal.put("b", {}, bytes(MAX_BLOB_SIZE))
+    await journal.commit()
+    assert list(records_in(tmp_path)) == ["b"]
+    journal.close()
+
+
 async def test_after_a_full_disk_the_journal_goes_on(
     folder: int, tmp_path: Path, monkeypatch, expect_log
 ):
@@ -297,11 +328,14 @@ def test_a_record_is_read_as_it_was_written():
         base=Base("old", '"etag"', 7),
         base_limit=5,
         condition=ABSENT,
+        expected='"replaced"',
         pieces=[Piece(0, 4, 1 << 63)],
         staged="abc",
         sent=[SentPart(0, 8, 1, '"e"', None)],
     )
     assert FileRecord.parse(json.loads(json.dumps(record.fields()))) == record
+    earlier = {name: said for name, said in record.fields().items() if name != "expected"}
+    assert FileRecord.parse(earlier).expected == ""
     upload = UploadRecord("key", "id", {"content-type": "x"}, "file")
     assert UploadRecord.parse(json.loads(json.dumps(upload.fields()))) == upload
     tree = TreeRecord("a/", "b/", COPYING, 1.5)
@@ -359,6 +393,20 @@ async def test_a_clean_end_leaves_nothing(tmp_path: Path):
     assert mine.slot.path.stat().st_mode & 0o777 == 0o700
     await mine.close()
     assert not mine.slot.path.exists()
+
+
+async def test_a_log_that_was_removed_does_not_come_back_by_a_power_loss(
+    tmp_path: Path, monkeypatch
+):
+    mine = await open_journal(tmp_path)
+    synchronised: list[list[str]] = []
+
+    def sync(path: Path) -> None:
+        synchronised.append(sorted(one.name for one in path.iterdir()))
+
+    monkeypatch.setattr(slots, "sync_directory", sync)
+    await mine.close()
+    assert synchronised == [["about.json", "staged"]]  # Without the log, and before the rest goes.
 
 
 async def test_check_32_no_two_mounts_share_a_slot(tmp_path: Path):
@@ -441,6 +489,13 @@ async def test_check_47_a_journal_that_others_can_read_is_refused(tmp_path: Path
         await open_journal(tmp_path)
 
 
+def test_what_was_to_be_replaced_is_not_later_whatever_the_clock_of_the_store_says():
+    ahead = int((1000.0 + 300.0) * 1e9)  # Seconds: the store's clock is five minutes ahead.
+    record = file_record(expected='"old"', time=1000.0)
+    assert not is_later(ObjectInfo("key", 1, '"old"', ahead, {}, {}), record)
+    assert is_later(ObjectInfo("key", 1, '"theirs"', ahead, {}, {}), record)
+
+
 # -- staged bytes ------------------------------------------------------------------------------
 
 writes = st.lists(
@@ -479,6 +534,24 @@ def test_staged_bytes_are_secured_and_restored(tmp_path_factory, changes, cut, f
         assert not list(directory.path.iterdir())
 
     trio.run(run)
+
+
+@pytest.mark.parametrize("follow", [False, True])
+async def test_what_is_written_over_secured_bytes_has_its_own_checksum(
+    tmp_path: Path, *, follow: bool
+):
+    directory, budget = StagingDirectory(tmp_path / "s", CRC, follow=follow), MemoryBudget(64 * MIB)
+    staged = StagedFile(directory, budget, 0)
+    staged.write(0, b"x" * 100_000)
+    await staged.secure()
+    old = await staged.fork()
+    staged.write(0, b"y" * 100_000)
+    pieces = await staged.secure()
+    path = staged.leave()
+    assert path not in (None, old)
+    back = StagedFile.restore(directory, budget, 0, path, pieces)
+    assert back.read(0, 100_000) == b"y" * 100_000
+    back.close()
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut"])

@@ -1,7 +1,7 @@
 """The client between a real server and a network that fails: right bytes or an error, in time."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
@@ -22,6 +22,7 @@ from tests.faults import (
     Point,
     Reset,
     Throttle,
+    Twice,
     slow_down,
 )
 from tests.mounts import Bucket
@@ -29,6 +30,8 @@ from tests.servers import Server
 from tests.stores import client_for, content_of, own_prefix, random_bytes, shared_bucket
 
 META = {"x-amz-meta-mtime": "1700000000.123456789"}
+MOMENT = META | {"x-amz-meta-ctime": "1.000000000"}
+LATER = {"x-amz-meta-ctime": "2.000000000"}
 
 
 @pytest.fixture
@@ -262,6 +265,65 @@ async def test_a_completion_whose_answer_is_lost_is_done(
     stored = await store.complete_upload("big", upload, [part], condition=condition)
     assert stored.etag == (await store.head("big")).etag
     assert await content_of(store, "big") == b"part"
+
+
+async def test_a_creation_that_is_delivered_twice_is_ours(store: S3Client, proxy: FaultProxy):
+    proxy.inject(Twice(), operation="PutObject")
+    stored = await store.put("file", [b"data"], headers=MOMENT, condition=ABSENT)
+    assert stored.etag == (await store.head("file")).etag
+    with pytest.raises(Exists):  # Of another moment, and so of somebody else.
+        await store.put("file", [b"data"], headers=MOMENT | LATER, condition=ABSENT)
+
+
+async def test_a_copy_onto_itself_that_is_delivered_twice_is_ours(
+    store: S3Client, proxy: FaultProxy
+):
+    upload = await store.create_upload("big", headers={})
+    part = await store.upload_part("big", upload, 1, [b"part"])
+    first = await store.complete_upload("big", upload, [part])
+    proxy.inject(Twice(), operation="CopyObject")
+    copied = await store.copy("big", "big", headers=MOMENT, source_etag=first.etag)
+    assert copied.etag == (await store.head("big")).etag
+
+
+async def cancelled_while_it_hangs(
+    proxy: FaultProxy, operation: str, write: Callable[[], Awaitable[object]]
+) -> None:
+    """Have the store do something, and give up before it answers."""
+    hang = proxy.inject(Hang(Point.ANSWER), operation=operation)
+    with trio.move_on_after(1.5) as scope:
+        await write()
+    assert hang.hits
+    assert scope.cancelled_caught
+    proxy.clear()
+
+
+async def test_what_was_given_up_before_the_answer_is_known_as_ours(
+    store: S3Client, proxy: FaultProxy
+):
+    async def put() -> None:
+        await store.put("file", [b"data"], headers=MOMENT, condition=ABSENT)
+
+    await cancelled_while_it_hangs(proxy, "PutObject", put)
+    found = await store.own_version("file")
+    assert found is not None
+    assert found.size == 4
+    upload = await store.create_upload("big", headers=MOMENT)
+    part = await store.upload_part("big", upload, 1, [b"part"])
+
+    async def complete() -> None:
+        await store.complete_upload("big", upload, [part], condition=ABSENT)
+
+    await cancelled_while_it_hangs(proxy, "CompleteMultipartUpload", complete)
+    assert await store.own_version("big") is not None
+
+    async def copy() -> None:
+        await store.copy("big", "big", headers=MOMENT | LATER, source_etag=None)
+
+    await cancelled_while_it_hangs(proxy, "CopyObject", copy)
+    found = await store.own_version("big")
+    assert found is not None
+    assert found.metadata["ctime"] == "2.000000000"
 
 
 async def test_a_completion_of_nothing_is_an_error(store: S3Client):

@@ -137,11 +137,12 @@ def test_status_shows_what_is_not_uploaded_and_how_far_it_is(
 
 
 def test_what_the_store_has_refused_for_good_is_not_waiting_any_more(
-    mount: Mounter, bucket: Bucket, s3
+    mount: Mounter, bucket: Bucket, s3, tmp_path: Path
 ):
     mount.expect_log("recover|condition|ESTALE", optional=True)
     s3.put_object(Bucket=bucket.name, Key="file", Body=b"A" * 1000)
-    mounted = mount(bucket)
+    where = ("--state-dir", str(tmp_path / "state"))
+    mounted = mount(bucket, *where)
     descriptor = os.open(mounted.path / "file", os.O_RDWR)
     try:
         os.pwrite(descriptor, b"mine", 0)
@@ -160,7 +161,17 @@ def test_what_the_store_has_refused_for_good_is_not_waiting_any_more(
     end = time.monotonic() + PATIENCE
     while status_of(mount, mounted)["given_up_files"] and time.monotonic() < end:
         time.sleep(0.1)
-    assert status_of(mount, mounted)["given_up_files"] == 0
+    found = status_of(mount, mounted)
+    assert (found["given_up_files"], found["kept_files"]) == (0, 1)
+    (kept,) = found["kept"]
+    assert (kept["key"], kept["size"]) == ("file", 1000)
+    text = describe(found, time.time())
+    assert "kept        1 file that could not be uploaded; see s3mount recover" in text
+    assert "all is uploaded" not in text
+    discard = ("recover", bucket.name, "--discard", "--yes", *where)
+    done = mount.run(*discard, env=mounted.environment)
+    assert done.returncode == 0, done.stdout
+    assert status_of(mount, mounted)["kept_files"] == 0
 
 
 def test_status_sees_a_daemon_that_still_uploads_when_the_mount_is_gone(

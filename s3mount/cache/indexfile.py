@@ -22,6 +22,7 @@ MAX_JOURNAL_SIZE = 16 << 20
 MAX_PAGE_ROWS = 4000  # A page lists 1000 names; a store that lists in no order spans more.
 COUNT_AFTER = 10_000  # Rows that are written before they are counted again.
 EVICT_BATCH = 2000
+_BESIDE = ("-journal", "-wal", "-shm")  # What sqlite3 makes, and earlier versions had it make.
 EVICTED_SHARE = 0.05  # Of the bound: so much is made free at once.
 
 _TABLES = """
@@ -109,10 +110,13 @@ class IndexFile:
         run("PRAGMA trusted_schema = OFF")
         run("PRAGMA cell_size_check = ON")
         run(f"PRAGMA cache_size = -{CACHE_KIB}")
-        (mode,) = run("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise sqlite3.OperationalError("the file system of the state directory has no mmap(2)")
-        run("PRAGMA synchronous = NORMAL")
+        # Not WAL: it maps a file into our memory, and who makes that file unwritable, or
+        # shorter, ends the daemon by a SIGBUS.
+        (mode,) = run("PRAGMA journal_mode = TRUNCATE").fetchone()
+        if mode != "truncate":
+            raise sqlite3.OperationalError("a daemon of an earlier version has it open")
+        # Only a cache: what a power loss damages is made anew.
+        run("PRAGMA synchronous = OFF")
         run(f"PRAGMA journal_size_limit = {MAX_JOURNAL_SIZE}")
         (version,) = run("PRAGMA user_version").fetchone()
         if version != SCHEMA_VERSION:
@@ -242,7 +246,7 @@ def prune(path: Path, keep: int) -> None:
         with contextlib.suppress(OSError):
             ages[other] = other.stat(follow_symlinks=False).st_mtime
     for old in sorted(ages, key=ages.__getitem__, reverse=True)[keep:]:
-        for suffix in ("", "-wal", "-shm", ".damaged"):
+        for suffix in ("", *_BESIDE, ".damaged"):
             with contextlib.suppress(OSError):
                 Path(f"{old}{suffix}").unlink()
 
@@ -253,6 +257,6 @@ def remove(path: Path, opened: tuple[int, int] | None) -> None:
         return
     with contextlib.suppress(OSError):
         path.replace(f"{path}.damaged")
-    for suffix in ("-wal", "-shm"):
+    for suffix in _BESIDE:
         with contextlib.suppress(OSError):
             Path(f"{path}{suffix}").unlink()

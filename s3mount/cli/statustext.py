@@ -51,6 +51,7 @@ def rows(status: Status, now: float) -> Iterator[tuple[str, str]]:
     yield "notify", _notify(status["notify"], now)
     yield from _unsaved(status)
     yield from _given_up(status)
+    yield from _kept(status)
     for note in status["notes"]:
         yield "note", printable(note)
     for error in status["errors"][-SHOWN_ERRORS:]:
@@ -159,10 +160,22 @@ def _given_up(status: Status) -> Iterator[tuple[str, str]]:
         yield "", f"{printable(file['key'])}: {printable(file['error'])}"
 
 
+def _kept(status: Status) -> Iterator[tuple[str, str]]:
+    """Files that only a person can decide about."""
+    count = status.get("kept_files", 0)
+    if count:
+        files = "1 file" if count == 1 else f"{count:,} files"
+        yield "kept", f"{files} that could not be uploaded; see s3mount recover"
+    for file in status.get("kept", ())[:SHOWN_FILES]:
+        size, reason = describe_size(file["size"]), printable(file["reason"])
+        yield "", f"{printable(file['key'])}  {size}: {reason}"
+
+
 def _unsaved(status: Status) -> Iterator[tuple[str, str]]:
     count = status["dirty_files"]
     if not count:
-        yield "unsaved", "nothing: all is uploaded"
+        kept = status.get("kept_files", 0)
+        yield "unsaved", "nothing waits" if kept else "nothing: all is uploaded"
         return
     files = "1 file" if count == 1 else f"{count:,} files"
     size, age = describe_size(status["dirty_bytes"]), describe_time(status["dirty_age"])

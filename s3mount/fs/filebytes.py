@@ -16,7 +16,7 @@ from s3mount.attributes import Attributes, encode
 from s3mount.cache.blocks import BLOCK_SIZE, ObjectVersion
 from s3mount.cache.readahead import ReadAhead
 from s3mount.content import content_type
-from s3mount.errors import Changed, Corrupt, NotFound, PosixError, StoreError
+from s3mount.errors import Changed, Corrupt, NotFound, PosixError, StoreError, disk_failed
 from s3mount.fs.inodes import Inode
 from s3mount.fs.status import without_set_id
 from s3mount.fs.workshop import Workshop
@@ -71,6 +71,7 @@ class FileBytes(ABC):
         self.kept = kept
         self.handles = 0
         self.readers = 0
+        self.writers = 0
         self.obsolete: set[str] = set()
         self.stored_attributes: Attributes | None = None
         self.written: tuple[int, int] | None = None
@@ -229,10 +230,7 @@ class FileBytes(ABC):
         if offset + len(data) > self._workshop.grid.max_size:
             raise PosixError(errno.EFBIG)
         end = offset + len(data)
-        while self._is_dropped(offset, end):
-            await self._bring_home()
-        while self._is_secured(offset, end):
-            await self._fork()
+        await self._make_writable(offset, end)
         staged = self._stage()
         self._put(staged, offset, data)
         self.size = max(self.size, end)
@@ -250,10 +248,7 @@ class FileBytes(ABC):
         if size == 0 and not self._detached:
             async with self.lock:  # A save that begins meanwhile would send from what is dropped.
                 await self._forget_base()
-        while self._is_dropped(size, 1 << 62):
-            await self._bring_home()
-        while self._is_secured(size, 1 << 62):
-            await self._fork()
+        await self._make_writable(size, 1 << 62)
         staged = self._stage()
         low, high = min(size, self.size), max(size, self.size)
         staged.truncate(size)
@@ -261,6 +256,19 @@ class FileBytes(ABC):
         self.size = size
         self._generation += 1
         self.touch_times()
+
+    async def _make_writable(self, start: int, stop: int) -> None:
+        """Return when these bytes are here, and the journal does not speak of them.
+
+        While one is waited for, parts may leave and be dropped.
+        """
+        while True:
+            if self._is_dropped(start, stop):
+                await self._bring_home()
+            elif self._is_secured(start, stop):
+                await self._fork()
+            else:
+                return
 
     def _is_dropped(self, start: int, stop: int) -> bool:
         return self._staged is not None and self._staged.dropped.overlaps(start, stop)
@@ -277,7 +285,7 @@ class FileBytes(ABC):
                 self._superseded.append(await self._staged.fork())
             except OSError as error:
                 log.error("%s: staging failed: %s", self.inode.name, error)
-                raise PosixError(error.errno or errno.EIO) from error
+                raise disk_failed(error) from error
 
     async def _bring_home(self) -> None:
         """A program goes back to bytes that have left and were dropped: save, and go on.
@@ -340,7 +348,7 @@ class FileBytes(ABC):
             staged.write(offset, data)
         except OSError as error:
             log.error("%s: staging failed: %s", self.inode.name, error)
-            raise PosixError(error.errno or errno.EIO) from error
+            raise disk_failed(error) from error
         self._generation += 1
         end = offset + len(data)
         if self._upload is not None:
@@ -433,7 +441,7 @@ class FileBytes(ABC):
             else:
                 staged.write(offset, data)
         except OSError as error:
-            raise PosixError(error.errno or errno.EIO) from error
+            raise disk_failed(error) from error
         first = offset if hole is None else hole
         grid = self._workshop.grid
         for index in range(grid.index(first), grid.index(max(offset - 1, first)) + 1):

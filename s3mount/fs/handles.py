@@ -68,6 +68,7 @@ class Handles:
         """Forget a handle that the kernel never got."""
         handle = self._handles.pop(handle_number)
         handle.file.readers -= handle.readable
+        handle.file.writers -= handle.writable
         handle.file.handles -= 1
 
     def new(self, file: OpenFile, flags: int, opener: Opener = NOBODY) -> int:
@@ -78,6 +79,7 @@ class Handles:
         self._handles[self._last_handle] = Handle(file, file.reader(), writable, readable, opener)
         file.handles += 1
         file.readers += readable
+        file.writers += writable
         return self._last_handle
 
     @property
@@ -175,6 +177,7 @@ class Handles:
         finally:
             file.handles -= 1
             file.readers -= handle.readable
+            file.writers -= handle.writable
             self._files.settle(file)
             if not self._handles:
                 self._closed.unpark_all()

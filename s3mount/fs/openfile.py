@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import secrets
 import time
@@ -13,7 +12,15 @@ import trio
 
 from s3mount.attributes import Attributes
 from s3mount.cache.blocks import ObjectVersion
-from s3mount.errors import Changed, Exists, NotFound, PosixError, StoreError, Unavailable
+from s3mount.errors import (
+    Changed,
+    Exists,
+    NotFound,
+    PosixError,
+    StoreError,
+    Unavailable,
+    disk_failed,
+)
 from s3mount.fs.filebytes import FileBytes
 from s3mount.fs.headers import kept_headers
 from s3mount.s3.store import (
@@ -98,7 +105,7 @@ class OpenFile(FileBytes):
             raise
         except OSError as error:
             log.error("%s: staging failed: %s", self.inode.key, error)
-            raise PosixError(error.errno or errno.EIO) from error
+            raise disk_failed(error) from error
         self.error = None
         self.written = stored.between(began_ns)
         return stored
@@ -118,7 +125,8 @@ class OpenFile(FileBytes):
                 # Bytes that are not staged are the same in both.
                 self.base = ObjectVersion(self.inode.key, own.etag, own.size)
             self.stored_key = self.inode.key
-            self.condition = Precondition(etag=own.etag)
+            if self.changed:
+                self.condition = Precondition(etag=own.etag)
             return True
         if self.condition.absent and await self._is_ghost():
             self.condition = ALWAYS
@@ -407,6 +415,7 @@ class OpenFile(FileBytes):
             base=None if base is None else Base(base.key, base.etag, base.size),
             base_limit=self._staged.base_limit if self._staged is not None else 0,
             condition=self.condition,
+            expected=self.expected.etag or "",
             stored_key=self.stored_key,
             pieces=pieces,
             staged=staged,

@@ -14,6 +14,7 @@ from s3mount.fs.inodes import Inode
 from s3mount.fs.names import to_name
 from s3mount.fs.openfile import OpenFile
 from s3mount.fs.tree import CLOCK_LEEWAY, TreeMover
+from s3mount.fs.unsaved import KeptFile
 from s3mount.fs.workshop import Workshop
 from s3mount.s3.store import ALWAYS, EXPECTING_NOTHING, ObjectInfo, expecting
 from s3mount.write.keeper import restored
@@ -57,6 +58,8 @@ class Recovery:
             if record.state == PENDING:
                 self._restore(name, record, self._left.blobs[name])
             else:
+                kept = KeptFile(record.key, record.size, record.reason)
+                self._fs.open_files.note_kept(name, kept)
                 log.warning(
                     "%s: not uploaded (%s); see `s3mount recover`", record.key, record.reason
                 )
@@ -136,7 +139,7 @@ class Recovery:
         if self._is_ours(info, record):
             file.found(info.etag)
             self._fs.open_files.saved(file)
-        elif record.condition == ALWAYS and self._is_later(info, record):
+        elif record.condition == ALWAYS and is_later(info, record):
             file.refuse(Changed("somebody else has written it after it was closed here"))
 
     def _is_ours(self, info: ObjectInfo, record: FileRecord) -> bool:
@@ -144,11 +147,6 @@ class Recovery:
         wanted = encode(record.attributes)
         same = all(info.metadata.get(n.removeprefix(META)) == wanted[n] for n in wanted)
         return same and info.size == record.size and self._workshop.keep_attributes
-
-    def _is_later(self, info: ObjectInfo, record: FileRecord) -> bool:
-        if record.base is not None and record.base.etag == info.etag:
-            return False
-        return info.modified_ns > (record.time + CLOCK_LEEWAY) * 1e9
 
     async def _resume(self, file: OpenFile, record: FileRecord, name: str) -> None:
         """Go on with a multipart upload, as far as its parts hold the bytes that are here."""
@@ -189,6 +187,17 @@ class Recovery:
                 return
         forget(self._workshop.journal, name)
         log.info("%s: an upload of an earlier mount was aborted", upload.key)
+
+
+def is_later(info: ObjectInfo, record: FileRecord) -> bool:
+    """Whether somebody has written an object after a file of its name was closed here.
+
+    What is still the one that was to be replaced is not later, however the clocks differ.
+    """
+    known = {record.expected, record.base.etag if record.base is not None else ""}
+    if info.etag and info.etag in known:
+        return False
+    return info.modified_ns > (record.time + CLOCK_LEEWAY) * 1e9
 
 
 def _is_as_left(file: OpenFile) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import secrets
 import time
@@ -11,7 +10,7 @@ from dataclasses import InitVar, dataclass, field
 
 import trio
 
-from s3mount.errors import InvalidRequest, NotFound, PosixError, StoreError, Unavailable
+from s3mount.errors import InvalidRequest, NotFound, StoreError, Unavailable, disk_failed
 from s3mount.fs.headers import kept_headers
 from s3mount.s3.store import (
     ALWAYS,
@@ -130,7 +129,7 @@ class TreeMover:
             if record.phase == COPYING:
                 forget(self._journal, name)
                 log.error("%s is not renamed: the journal cannot be written: %s", record.old, error)
-                raise PosixError(error.errno or errno.EIO) from error
+                raise disk_failed(error) from error
         return name
 
     async def _undo(

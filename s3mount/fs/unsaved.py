@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import trio
 
@@ -34,6 +35,14 @@ FINAL_ERRORS = (Changed, Exists, Denied, TooLarge, InvalidRequest, InvalidName, 
 RETRY_FIRST, RETRY_MOST = 1.0, 4.0  # Seconds: saved within 5 s of the store's return.
 
 
+class KeptFile(NamedTuple):
+    """One file that only `s3mount recover` has, and why."""
+
+    key: str
+    size: int
+    reason: str
+
+
 class OpenFiles:
     """All files that somebody has open, or that the store does not have as they are.
 
@@ -51,6 +60,7 @@ class OpenFiles:
         self._retried: set[OpenFile] = set()
         self._keeping: set[OpenFile] = set()
         self._kept = trio.lowlevel.ParkingLot()
+        self._for_people: dict[str, KeptFile] = {}  # By the names of their records.
         self._forget_name: Callable[[Inode], None] = lambda inode: None
         backlog = workshop.backlog
         self.writeback: WriteBack | None = None
@@ -172,6 +182,7 @@ class OpenFiles:
         if file.given_up and file.changed and not file.is_kept:
             self._give_up(file)
         if file.handles or file in self._keeping:
+            self._try_while_read(file)
             return
         if file.dirty and file.changed:
             if not self._give_up(file):
@@ -185,6 +196,12 @@ class OpenFiles:
         del self.by_inode[file.inode]
         file.close()
         self._inodes.unpin(file.inode)
+
+    def _try_while_read(self, file: OpenFile) -> None:
+        """Whoever writes to a file saves it; whoever reads it may do so for days."""
+        failed = file.dirty and file.changed and file.error is not None
+        if failed and not file.writers and not _is_lost(file):
+            self._try_later(file)
 
     def _try_later(self, file: OpenFile) -> None:
         if self.writeback is not None and file.record and file.is_here:
@@ -218,6 +235,8 @@ class OpenFiles:
                 async with file.lock:
                     known = file.is_kept or file.unlinked
                     found = not known and await file.keep()
+                if found:
+                    self.note_kept(file.record, KeptFile(key, file.size, reason))
                 if not known:
                     what = "`s3mount recover` has what was written" if found else "it was empty"
                     log.error("%s: %s; %s", key, reason, what)
@@ -232,6 +251,16 @@ class OpenFiles:
             file.detach()
             self.settle(file)
 
+    def note_kept(self, record: str, file: KeptFile) -> None:
+        """Take note of a record in the journal that only a person can decide about."""
+        self._for_people[record] = file
+
+    def for_people(self) -> Sequence[KeptFile]:
+        """The files that `s3mount recover` has of this mount."""
+        journal = self._workshop.journal
+        self._for_people = {r: file for r, file in self._for_people.items() if r in journal}
+        return list(self._for_people.values())
+
     async def all_kept(self) -> None:
         """Return when everything that was given up is on the disk."""
         while self._keeping:
@@ -244,7 +273,7 @@ class OpenFiles:
             while file.dirty and not _is_lost(file):
                 await trio.sleep(delay)
                 delay = min(2 * delay, RETRY_MOST)
-                if file.handles:
+                if file.writers:
                     return  # Whoever has opened it will save it.
                 try:
                     await self.save(file)

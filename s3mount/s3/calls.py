@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 _SHARE = 0.4  # Of the time limit, for the beginning of an answer.
 _SLOW_SECONDS = 120.0
+_SLOWEST_COPY = 8 << 20  # Bytes a second that a store copies on its own disks.
 _SLOWEST_RATE = 64 << 10
 _MAX_PASSING_SECONDS = 60.0
 _ASK_FIRST_SIZE = 1 << 20
@@ -57,7 +58,7 @@ class Request(NamedTuple):
     """What is to be sent, but for what authenticates it.
 
     `path` and `query` are escaped.  `slow` calls may work for minutes before they answer, and
-    may fail in the body of a 200.
+    may fail in the body of a 200; `copied` is how many bytes that work is about, if it is known.
     """
 
     kind: str
@@ -71,6 +72,7 @@ class Request(NamedTuple):
     urgent: bool = True
     slow: bool = False
     ask_first: bool = False
+    copied: int | None = None
 
     @property
     def what(self) -> str:
@@ -308,7 +310,8 @@ class Calls:
         # Short enough that a request which got lost can be made again within the time limit.
         patience = min(FIRST_BYTE_SECONDS, max(1.0, self.timeout * _SHARE), left)
         if request.slow:
-            patience = _SLOW_SECONDS
+            work = _SLOW_SECONDS if request.copied is None else request.copied / _SLOWEST_COPY
+            patience = min(_SLOW_SECONDS, patience + work)
         # A proxy on the way may hold megabytes that it still has to pass on.
         patience += min(size / _SLOWEST_RATE, _MAX_PASSING_SECONDS)
         # Until the body is sent it is the body that has to move.

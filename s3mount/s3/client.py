@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Self, TypeVar
 
 import trio
@@ -22,7 +23,7 @@ from s3mount.s3 import lost, xml
 from s3mount.s3.calls import Request
 from s3mount.s3.detour import copy_by_detour, description_of
 from s3mount.s3.faults import class_of_refusal, one_line
-from s3mount.s3.http import body_size
+from s3mount.s3.http import Answer, body_size
 from s3mount.s3.multipart import MultipartUploads
 from s3mount.s3.objects import (
     answered,
@@ -35,10 +36,12 @@ from s3mount.s3.objects import (
     refused,
     stored_of,
 )
+from s3mount.s3.retry import Operation
 from s3mount.s3.store import (
     ALWAYS,
     Body,
     Capabilities,
+    ObjectInfo,
     Precondition,
     Stored,
 )
@@ -120,18 +123,36 @@ class S3Client(MultipartUploads):
         try:
             answer = await self._calls.call(request, operation)
         except (Changed, NotFound) as error:
-            if operation.uncertain and (info := await self._describe(key)) is not None:
+            if (info := await self._found(key, headers, operation)) is not None:
                 expectation = await _expectation(body, headers, algorithm, crc)
                 if expectation.met_by(info):
                     return stored_of(info)
             raise refused(error, condition) from error
-        except Unavailable:
+        except (Unavailable, trio.Cancelled):
             if operation.uncertain:
-                expectation = await _expectation(body, headers, algorithm, crc)
+                with trio.CancelScope(shield=True):
+                    expectation = await _expectation(body, headers, algorithm, crc)
                 self._own_writes.add(key, expectation.met_by)
             raise
         etag = await self._new_etag(key, answer.headers.get("etag", ""))
         return answered(etag, answer, lasting(headers))
+
+    async def _found(
+        self, key: str, headers: Mapping[str, str], operation: Operation
+    ) -> ObjectInfo | None:
+        """What is at *key* after a refusal, if it may be what we have written by *headers*.
+
+        Also without a failure: on its way a request may be doubled, and then we hear the answer to
+        the second one.
+        """
+        if operation.uncertain:
+            return await self._describe(key)
+        if not lost.names_moment(headers):
+            return None
+        try:
+            return await self._describe(key)
+        except StoreError:  # Who may only write is told of the refusal.
+            return None
 
     async def try_put(
         self, kind: str, key: str, body: Body, *, query: str, headers: Mapping[str, str]
@@ -185,22 +206,41 @@ class S3Client(MultipartUploads):
         }
         if (own := self._stores_own(source_etag)) is not None:
             sent["x-amz-copy-source-if-match"] = own
-        request = Request("CopyObject", "PUT", target, self._path(target), headers=sent, slow=True)
-        operation = self._calls.begin()
-        try:
-            answer = await self._copy_from(source, request, operation)
-        except Changed as error:
-            if operation.uncertain and (info := await self._describe(target)) is not None:
-                replaced = condition != ALWAYS and info.etag == source_etag
-                # A copy onto itself may have another ETag than its source, which is gone then.
-                renewed = source == target and lost.has_said(info, size, sent)
-                if replaced or renewed:
-                    return stored_of(info)
-            raise refused(error, condition) from error
+        path = self._path(target)
+        request = Request("CopyObject", "PUT", target, path, headers=sent, slow=True, copied=size)
+        answer = await self._copy_once(source, target, request, source_etag, condition)
+        if isinstance(answer, ObjectInfo):
+            return stored_of(answer)
         etag = read_answer(request, xml.result, answer)["ETag"]
         self._keyring.fits(target, self._keyring.writing)
         etag = await self._new_etag(target, etag)
         return answered(etag, answer, _copied_as(made, wanted))
+
+    async def _copy_once(
+        self,
+        source: str,
+        target: str,
+        request: Request,
+        source_etag: str | None,
+        condition: Precondition,
+    ) -> Answer | ObjectInfo:
+        """The answer to a copy, or what it has made although nobody heard the answer."""
+        operation = self._calls.begin()
+        try:
+            return await self._copy_from(source, request, operation)
+        except Changed as error:
+            if (info := await self._found(target, request.headers, operation)) is not None:
+                repeated = condition != ALWAYS and operation.uncertain
+                if (repeated and info.etag == source_etag) or lost.is_made_by(
+                    info, request.headers
+                ):
+                    return info
+            raise refused(error, condition) from error
+        except (Unavailable, trio.Cancelled):
+            if operation.uncertain:
+                is_ours = partial(lost.is_made_by, headers=request.headers)
+                self._own_writes.add(target, is_ours)
+            raise
 
     async def _copy_otherwise(
         self,

@@ -46,6 +46,17 @@ class Expectation:
         return "mtime" in self.metadata
 
 
+def names_moment(headers: Mapping[str, str]) -> bool:
+    """Whether the headers of a write tell, to the nanosecond, when it was made."""
+    return {"mtime", "ctime"} <= sent_metadata(headers).keys()
+
+
+def is_made_by(info: ObjectInfo, headers: Mapping[str, str]) -> bool:
+    """Whether *info* says all that *headers* say, and those tell when that was."""
+    said = sent_metadata(headers).items()
+    return names_moment(headers) and all(info.metadata.get(name) == value for name, value in said)
+
+
 def sent_metadata(headers: Mapping[str, str]) -> dict[str, str]:
     """The user metadata among the headers of a write."""
     return {
@@ -53,13 +64,6 @@ def sent_metadata(headers: Mapping[str, str]) -> dict[str, str]:
         for name, value in headers.items()
         if name.lower().startswith("x-amz-meta-")
     }
-
-
-def has_said(info: ObjectInfo, size: int, headers: Mapping[str, str]) -> bool:
-    """Whether *info* describes an object of *size* bytes with the metadata among *headers*."""
-    return Expectation(size=size, metadata=sent_metadata(headers), checksum=None, md5=None).met_by(
-        info
-    )
 
 
 def multipart_etag(parts: Sequence[PartDone]) -> str | None:

@@ -13,6 +13,7 @@ from s3mount.errors import (
     Changed,
     InvalidRequest,
     NotFound,
+    StoreError,
     Unavailable,
     Unsupported,
 )
@@ -206,6 +207,7 @@ class MultipartUploads(Subresources):
                 **self._keyring.guess(upload_id).headers,
             },
             slow=True,
+            copied=stop - start,
         )
         fields = read_answer(request, xml.result, await self._copy_from(source, request))
         algorithm = self._capabilities.checksum
@@ -307,16 +309,13 @@ class MultipartUploads(Subresources):
         operation = self._calls.begin()
         try:
             answer = await self._calls.call(request, operation)
+        except trio.Cancelled:
+            if operation.uncertain:
+                self._own_writes.add(key, _completes(parts, operation))
+            raise
         except (NotFound, Changed, Unavailable) as error:
-            if operation.uncertain or error.code == "NoSuchUpload":
-
-                def is_ours(info: ObjectInfo) -> bool:
-                    age = trio.current_time() - operation.started
-                    return lost.is_completed(info, parts, age)
-
-                self._own_writes.add(key, is_ours)  # Perhaps nobody can tell now.
-                if (info := await self._describe(key)) and is_ours(info):
-                    return stored_of(info)
+            if (info := await self._completed(key, parts, operation, error)) is not None:
+                return stored_of(info)
             raise refused(error, condition) from error
         etag = read_answer(request, xml.result, answer)["ETag"]
         if not self._capabilities.complete_names_etag:
@@ -324,6 +323,21 @@ class MultipartUploads(Subresources):
         self._keyring.fits(key, self._keyring.guess(upload_id))
         etag = await self._new_etag(key, etag)
         return answered(etag, answer, self._stored_as.pop(upload_id, None))
+
+    async def _completed(
+        self, key: str, parts: Sequence[PartDone], operation: Operation, error: StoreError
+    ) -> ObjectInfo | None:
+        """What is at *key* after *error*, if it is what was to be completed."""
+        if operation.uncertain or error.code == "NoSuchUpload":
+            is_ours = _completes(parts, operation)
+            self._own_writes.add(key, is_ours)  # Perhaps nobody can tell now.
+            info = await self._describe(key)
+            return info if info is not None and is_ours(info) else None
+        if isinstance(error, Changed):  # The request may have been doubled on its way.
+            info = await self._describe(key)
+            if info is not None and info.etag == lost.multipart_etag(parts):
+                return info
+        return None
 
     async def _new_etag(self, key: str, answered: str) -> str:
         """The ETag of what was just written, of which the store has *answered* one, or none."""
@@ -413,6 +427,11 @@ class MultipartUploads(Subresources):
         if self._capabilities.unsigned_payload:
             return UNSIGNED_PAYLOAD
         return await trio.to_thread.run_sync(digest, "sha256", body)
+
+
+def _completes(parts: Sequence[PartDone], operation: Operation) -> Callable[[ObjectInfo], bool]:
+    """What tells whether an object was completed from *parts* by *operation*."""
+    return lambda info: lost.is_completed(info, parts, trio.current_time() - operation.started)
 
 
 def _if_match(etag: str | None) -> dict[str, str]:

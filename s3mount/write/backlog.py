@@ -31,7 +31,10 @@ class Backlog:
             return False
         if size < ASK_FROM:
             return True
-        disk = os.statvfs(self._path)
+        try:
+            disk = os.statvfs(self._path)
+        except OSError:  # The directory is gone: closes wait for the store.
+            return False
         return disk.f_bavail * disk.f_frsize > self._min_free
 
     @property

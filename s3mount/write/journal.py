@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from s3mount.write.frames import Checksum, Framing, Scan
+from s3mount.write.frames import MAX_BLOB_SIZE, MAX_TEXT_SIZE, Checksum, Framing, Scan
 from s3mount.write.logfile import LogFile, Place
 
 log = logging.getLogger(__name__)
@@ -167,6 +167,8 @@ class Journal:
         if self._full is not None and what != REMOVE and self._log.waiting > FULL_SIZE:
             raise _again(self._full)
         text = json.dumps(said, separators=(",", ":")).encode()
+        if len(text) > MAX_TEXT_SIZE or len(blob) > MAX_BLOB_SIZE:  # Nobody would read it back.
+            raise OSError(errno.EFBIG, f"a record of {len(text) + len(blob)} bytes is too long")
         self._number += 1
         if what == REMOVE:
             self._removed = self._number

@@ -8,6 +8,7 @@ write; fdatasync(2) takes 0.1 to 0.2 ms, and 1 to 5 ms while others write; to ap
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import secrets
@@ -151,7 +152,10 @@ class LogFile:
             moved = []
             for place in live:
                 data = bytes(HEADER_SIZE) + os.pread(source, place.size, place.offset)
-                (frame,) = framing.scan(data).frames
+                found = framing.scan(data).frames
+                if len(found) != 1:
+                    raise OSError(errno.EIO, f"a frame at {place.offset} is damaged on the disk")
+                frame = found[0]
                 moved.append(self.append(frame.number, durable, frame.text, frame.blob))
         finally:
             os.close(source)

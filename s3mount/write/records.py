@@ -55,6 +55,7 @@ class Base:
 class FileRecord:
     """One file that the store does not have as it is.
 
+    `expected` is the ETag of what it replaces whatever that is, if it was known.
     `staged` names the file that holds the pieces; empty: the journal holds all of them.
     `stored_key` is where the store has an older object of it.  `state` is `PENDING` when it was
     acknowledged and is to be uploaded, `FAILED` when only a person can decide, for the `reason`.
@@ -69,6 +70,7 @@ class FileRecord:
     base: Base | None = None
     base_limit: int = 0
     condition: Precondition = ALWAYS
+    expected: str = ""
     stored_key: str = ""
     pieces: Sequence[Piece] = ()
     staged: str = ""
@@ -91,6 +93,7 @@ class FileRecord:
             "base_limit": self.base_limit,
             "etag": self.condition.etag,
             "absent": self.condition.absent,
+            "expected": self.expected,
             "stored_key": self.stored_key,
             "pieces": self.pieces,
             "staged": self.staged,
@@ -113,6 +116,7 @@ class FileRecord:
                 base=None if fields["base"] is None else Base(*fields["base"]),
                 base_limit=_size(fields["base_limit"]),
                 condition=Precondition(fields["etag"], bool(fields["absent"])),
+                expected=_text(fields.get("expected", "")),  # Not in those of earlier versions.
                 stored_key=_text(fields["stored_key"]),
                 pieces=[Piece(*map(_size, piece)) for piece in fields["pieces"]],
                 staged=_file_name(fields["staged"]),

@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +58,11 @@ class Slot:
 
     def remove(self) -> None:
         """Remove the slot and all that is in it; nothing there is needed any more."""
-        # The log goes first: without it, nothing else there means anything.
+        # The log goes first: without it, nothing else there means anything.  And for good: after
+        # a power loss it would bring back what has been uploaded, changed and removed since.
         (self.path / LOG).unlink(missing_ok=True)
+        with suppress(OSError):
+            sync_directory(self.path)
         shutil.rmtree(self.path, ignore_errors=True)
         self.release()
 

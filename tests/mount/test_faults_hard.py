@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.faultproxy import FaultProxy
+from tests.faults import Hang, Point
 from tests.mount.conftest import Shared
-from tests.mount.faulty import noise
+from tests.mount.faulty import eventually, noise
 from tests.mount.programs import READ, python
 from tests.mounts import Bucket, Mounter
 from tests.servers import Server
@@ -100,6 +101,35 @@ def test_check_17_who_waits_can_be_killed(
     proxy.up()
     # Nobody else was harmed, and nothing is stuck.
     assert (directory / "known").read_bytes() == b"content" * 100_000
+
+
+APPEND = """
+import os, sys
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+os.write(file, b' and more')
+print('written', flush=True)
+os.close(file)
+"""
+
+
+def test_check_17_what_the_store_had_when_its_writer_was_killed_is_no_conflict(
+    shared: Shared, proxy: FaultProxy, work: Path
+):
+    (work / "file").write_bytes(b"content")
+    hang = proxy.inject(Hang(Point.ANSWER), operation="PutObject", path="/file$")
+    with python(APPEND, work / "file") as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"written\n"
+        eventually(lambda: hang.hits > 0)
+        eventually(lambda: shared.get(work / "file") == b"content and more")
+        program.kill()
+        assert program.wait(DEATH) == -signal.SIGKILL
+    proxy.clear()
+    with (work / "file").open("ab") as file:
+        file.write(b", again")
+    assert (work / "file").read_bytes() == b"content and more, again"
+    assert shared.get(work / "file") == b"content and more, again"
+    assert "recover" not in shared.mounts[0].log
 
 
 @pytest.mark.parametrize("option", ["soft,timeout=3", "soft,timeout=3s"])

@@ -69,6 +69,21 @@ def test_check_09_the_store_goes_away_before_a_close(
     eventually(lambda: is_in_store(shared, path, body))
 
 
+def test_check_09_a_reader_does_not_keep_a_file_from_being_saved(
+    shared: Shared, proxy: FaultProxy, work: Path
+):
+    body, path = noise(100_000), work / "file"
+    with path.open("wb", buffering=0) as file, path.open("rb", buffering=0) as reader:
+        file.write(body)
+        proxy.down()
+        assert errno_of(lambda: os.fsync(file.fileno())) == errno.EIO
+        with suppress(OSError):
+            file.close()
+        proxy.up()
+        eventually(lambda: is_in_store(shared, path, body))
+        assert reader.read(200_000) == body
+
+
 def test_check_09_the_store_goes_away_before_an_fsync(
     shared: Shared, proxy: FaultProxy, work: Path
 ):

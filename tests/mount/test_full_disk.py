@@ -2,14 +2,17 @@
 
 import errno
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import unavailable
 from tests.mount.conftest import keys_of
+from tests.mount.test_faults_cache import read_only
 from tests.mounts import Bucket, Mounter, detach
 
 MIB = 1 << 20
@@ -94,3 +97,32 @@ def test_without_room_for_the_journal_a_close_uploads(
         "after": b"after",
         **bodies,
     }
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["durable", "writeback"])
+@pytest.mark.parametrize("how", ["removed", "read-only"])
+def test_check_31_a_state_directory_that_is_gone_or_read_only(
+    mount: Mounter, s3, bucket: Bucket, tmp_path: Path, how: str, options
+):
+    mount.expect_log("staging failed|journal|attribute index is off|: write|: flush", optional=True)
+    state = tmp_path / "state"
+    where = ("--memory", "32M", "--part-size", "5M", "--state-dir", str(state))
+    one = mount(bucket, *options, *where)
+    (one.path / "before").write_bytes(b"before")
+    if how == "removed":
+        shutil.rmtree(state)
+    with read_only(state) if how == "read-only" else nullcontext():
+        for size in (100, 200_000, 64 * MIB):
+            path, body = one.path / f"file-{size}", os.urandom(size)
+            if (error := why_not_written(path, body)) is not None:
+                assert error in (errno.EIO, errno.ENOSPC)
+                path.unlink()  # It has taken the memory that there was.
+            else:
+                assert path.read_bytes() == body
+        (one.path / "directory").mkdir()
+        (one.path / "directory" / "little").write_bytes(b"little")
+        with suppress(OSError):  # Where nothing can be noted, no tree is renamed.
+            (one.path / "directory").rename(one.path / "renamed")
+        assert [path.read_bytes() for path in one.path.glob("*/little")] == [b"little"]
+        assert one.umount() == 0
+    assert {"before", "file-100", "file-200000"} <= set(keys_of(bucket, s3))
