@@ -100,8 +100,20 @@ class OpenFiles:
             raise
         if stored is not None:
             self.saved(file)
+            await self._remove_obsolete(file)
         if self.writeback is not None and not file.dirty:
             self.writeback.drop(file)
+
+    async def _remove_obsolete(self, file: OpenFile) -> None:
+        """Delete what was completed under a name that the file had while its parts were sent."""
+        for key in list(file.obsolete):
+            try:
+                await self._workshop.store.delete(key)
+            except StoreError as error:
+                log.warning(
+                    "%s: it could not be deleted, and is %s now: %s", key, file.inode.key, error
+                )
+            file.obsolete.discard(key)
 
     async def make_safe(self, file: OpenFile) -> None:
         """What close(2) and fsync(2) promise: the store has it, or the journal."""
