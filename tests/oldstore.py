@@ -273,6 +273,24 @@ class Picky(Weakness):
         return None
 
 
+class MarkersAreFiles(Weakness):
+    """Takes ``d/`` for the file ``d``, and has no place below a file."""
+
+    def __init__(self) -> None:
+        self._files: set[str] = set()
+
+    def ask(self, request: Request) -> Reply | None:
+        below = any(request.key.startswith(f"{file}/") for file in self._files)
+        if below and request.key.removesuffix("/") not in self._files:
+            return refusal(500, "InternalError")
+        request.path = request.path.removesuffix("/")
+        if request.operation == "PutObject":
+            self._files.add(request.key)
+        elif request.operation == "DeleteObject":
+            self._files.discard(request.key)
+        return None
+
+
 class Windows(Weakness):
     """Takes a backslash for a slash."""
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from s3mount.errors import Changed, Exists, NotFound, StoreError
+from s3mount.errors import Changed, Exists, NotFound, StoreError, Unavailable
 from s3mount.s3 import calls
 from s3mount.s3.client import S3Client
 from s3mount.s3.escaping import SAMPLES
@@ -112,6 +112,27 @@ async def test_directories_that_linger_in_listings(old_store, probed: bool):
         found = await all_keys(client, flat=False)
         assert ("gone/" in found) == (not probed)
         assert {"here/", "marked/"} <= set(found)
+
+
+async def test_directories_that_a_store_takes_for_files(old_store, probed: bool):
+    """What goes below such a file is refused, and tried again and again, because it is a 500."""
+    async with old_store(oldstore.MarkersAreFiles(), marker_objects=False) as (client, _):
+        await client.put("d/", [], headers=OLD)
+        if not probed:
+            impatient = client.assuming(client.capabilities, 1.0)
+            with pytest.raises(Unavailable):
+                await impatient.put("d/x", [b"x"], headers={})
+            return
+        await client.put("d/x", [b"x"], headers={})
+        await client.put("d/!", [b"!"], headers={})
+        await client.put("d/deeper/", [], headers={})
+        assert sorted(await all_keys(client, "d/", flat=False)) == ["d/!", "d/deeper/", "d/x"]
+        assert await all_keys(client, "d", flat=False) == ["d/"]
+        assert (await client.head("d/")).metadata["mode"] == "1"
+        await client.copy("d/", "e/", headers=None, source_etag=None)
+        assert (await client.head("e/")).metadata["mode"] == "1"
+        assert await client.delete_many(["d/", "d/x", "d/!", "d/deeper/", "e/"]) == {}
+        assert await all_keys(client) == []
 
 
 # -- calls that are not there ------------------------------------------------------------------
