@@ -157,6 +157,23 @@ def test_names_come_and_go_with_what_others_do(shared: Shared, here: Path, there
         (there / name).touch(exist_ok=False)
 
 
+@pytest.mark.parametrize("name", ["new\nline", "back\\slash", "%s3esc:x"])
+def test_names_that_the_store_keeps_in_another_way_come_and_go(
+    shared: Shared, here: Path, there: Path, name: str
+):
+    """RustFS takes no newline: its events tell of the key by which it knows the file."""
+    assert not (there / name).exists()
+    (here / name).write_bytes(b"1")
+    eventually(lambda: content(there / name) == b"1")
+    before = status(shared.mounts[0])["notify"]["events"]
+    (here / name).write_bytes(b"22")
+    eventually(lambda: content(there / name) == b"22")
+    assert status(shared.mounts[0])["notify"]["events"] == before, "it was our own"
+    (here / name).unlink()
+    eventually(lambda: name not in names_in(there))
+    assert not (there / name).exists()
+
+
 def test_directories_come_and_go_with_what_others_do(shared: Shared, here: Path, there: Path):
     assert not (there / "a").exists()
     shared.put(here / "a" / "b" / "c", b"deep")
