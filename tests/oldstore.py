@@ -81,6 +81,21 @@ class Weakness:
         """Change an answer."""
 
 
+class OldSignatures(Weakness):
+    """Knows Signature Version 2 only, in headers and in links.
+
+    It does not look whether they are right: servers of `tests.test_s3_sigv2` do.
+    """
+
+    def ask(self, request: Request) -> Reply | None:
+        signed = request.headers.get("authorization", "").startswith("AWS ")
+        if not signed and "AWSAccessKeyId" not in request.query:
+            return refusal(403, "SignatureDoesNotMatch")
+        for name in ("AWSAccessKeyId", "Expires", "Signature"):
+            request.query.pop(name, None)
+        return None
+
+
 class OldListing(Weakness):
     """Knows ListObjects only; the new call is refused, or taken for the old one."""
 
