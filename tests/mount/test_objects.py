@@ -115,6 +115,18 @@ def test_a_directory_without_a_marker_does_not_vanish_with_its_last_file(shared:
     assert not any(key.startswith("implicit") for key in shared.all_keys())
 
 
+def test_nor_does_one_that_was_looked_at_when_it_was_listed(shared: Shared, work: Path):
+    """A listing does not tell whether there is a marker: the question for it is the answer."""
+    shared.put(work / "dir" / "file", b"1")
+    os.setxattr(work, "user.s3mount.refresh", b"")
+    assert names(work) == ["dir"]
+    assert (work / "dir").is_dir()
+    (work / "dir" / "file").unlink()
+    assert names(work) == ["dir"]
+    os.setxattr(work, "user.s3mount.refresh", b"")
+    assert names(work) == ["dir"]
+
+
 def test_the_headers_of_others_survive_a_change(shared: Shared):
     path = shared.root / "page.bin"
     shared.put(
