@@ -175,14 +175,21 @@ class FileSystem:
         file = await self.file_of(inode, fresh=True)
         if flags & os.O_ACCMODE == os.O_RDONLY and file.size <= HEAD_SIZE and inode.parent:
             self.siblings.opened(inode.parent, inode.segment)
-        if not flags & os.O_TRUNC and is_archived(file.kept) and not file.dirty:
-            # Who only writes may need old bytes, too.
-            await self._store.awaken(file.stored_key)
-        if flags & os.O_TRUNC and file.size:
-            await file.truncate(0)
-            if opener.unprivileged:
-                file.drop_set_id()
-        return self.handles.new(file, flags, opener), True
+        # First of all: without a handle the file is forgotten when an upload of it ends.
+        handle = self.handles.new(file, flags, opener)
+        try:
+            if not flags & os.O_TRUNC and is_archived(file.kept) and not file.dirty:
+                # Who only writes may need old bytes, too.
+                await self._store.awaken(file.stored_key)
+            if flags & os.O_TRUNC and file.size:
+                await file.truncate(0)
+                if opener.unprivileged:
+                    file.drop_set_id()
+        except BaseException:
+            self.handles.discard(handle)
+            self.open_files.settle(file)
+            raise
+        return handle, True
 
     def is_known(self, inode: Inode) -> bool:
         """Whether `getattr` of an inode, and opening it now, needs no wait."""
@@ -310,21 +317,24 @@ class FileSystem:
         if inode is not None:
             self.detach(inode)
         self._gone(parent, segment)
-        if file is not None:
-            self.open_files.settle(file)
         await self.keep_directory(parent)
 
     async def _remove_object(self, key: str, file: OpenFile | None, known: Precondition) -> None:
         if file is None:
             await self._store.remove(key, condition=known)
             return
-        await file.keep_content()
-        async with file.lock:  # What is saved meanwhile would bring the object back.
-            if file.stored_key:
-                known = expecting(file.base.etag) if file.base is not None else file.expected
-                await self._store.remove(key, condition=known)
-            file.detach()
-        await self.open_files.forgotten()
+        file.handles += 1  # Whoever opens the name meanwhile opens this one.
+        try:
+            await file.keep_content()
+            async with file.lock:  # What is saved meanwhile would bring the object back.
+                if file.stored_key:
+                    known = expecting(file.base.etag) if file.base is not None else file.expected
+                    await self._store.remove(key, condition=known)
+                file.detach()
+            await self.open_files.forgotten()
+        finally:
+            file.handles -= 1
+            self.open_files.settle(file)
 
     def _gone(self, parent: Inode, segment: str) -> None:
         self.cache.put(parent.prefix, segment, Absent(self.cache.clock()))

@@ -105,12 +105,14 @@ class Renamer:
             shadowed = _Shadowed() if target is None else _Shadowed(target.key, target.shown)
             await self._move_file(source, None, shadowed, parent, name, segment)
             return
-        await replaced.keep_content()
+        replaced.handles += 1  # Whoever opens the name meanwhile opens this one.
         try:
+            await replaced.keep_content()
             async with replaced.lock:  # What it saves meanwhile would undo the rename.
                 shadowed = _Shadowed(replaced.stored_key, replaced.inode.shown)
                 await self._move_file(source, replaced, shadowed, parent, name, segment)
         finally:
+            replaced.handles -= 1
             self._fs.open_files.settle(replaced)
 
     async def _move_file(
