@@ -31,7 +31,7 @@ ROUNDS = int(os.environ.get("NOTIFICATION_ROUNDS", "100"))
 PATIENT = ("--metadata-ttl", "1h", "--negative-ttl", "1h")
 TOLD = 15.0  # Seconds for what takes milliseconds, on a machine that does other things.
 AT_ONCE = 0.1  # Seconds from a close to the first read of what was closed.
-LATE = ROUNDS // 100  # How often other programs may have had the processor meanwhile.
+LATE = ROUNDS // 50  # How often other programs may have had the processor meanwhile.
 # It goes there itself: between fork and exec our threads stand still, and the proxy is one.
 WORKING = """if True:
     import os, sys
