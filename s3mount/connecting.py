@@ -15,7 +15,7 @@ from s3mount.s3.customerkeys import read_keys
 from s3mount.s3.endpoint import EndpointSettings
 from s3mount.s3.features import FeatureChoices, Features
 from s3mount.s3.past import PastClient
-from s3mount.s3.probe import probe
+from s3mount.s3.probe import look, probe
 from s3mount.s3.store import Capabilities
 from s3mount.s3.versions import HistoryClient
 from s3mount.verdicts import recall
@@ -115,10 +115,9 @@ async def _check(client: HistoryClient, source: str, config: Config) -> None:
         known = None  # With customer keys a store may be able to do less.
         if config.sse_c_key_file is None:
             known = recall(config.state_dir, client.settings.url, config.bucket)
-        if known is None and not config.ro:
-            known = await probe(client, ".s3mount/")
-        if known is not None:
-            client.adopt(known)
+        if known is None:
+            known = await (look(client) if config.ro else probe(client, ".s3mount/"))
+        client.adopt(known)
     except StoreError as error:
         raise MountError(f"{source}: {error}{_hint(error)}") from error
     _tell_weaknesses(source, client.capabilities)

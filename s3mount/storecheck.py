@@ -46,6 +46,7 @@ SUBJECTS = {
     "unsigned_payload": ("unsigned payload", "no SHA-256 of what is written"),
     "complete_names_etag": ("ETag of an upload", ""),
     "distinct_etags": ("ETags", "every change is noticed"),
+    "marker_objects": ("markers of directories", ""),
     "marker_metadata": ("metadata of directories", "modes and owners of directories are kept"),
     "copy_keeps": ("metadata in a copy", "a rename keeps them"),
     "copy_replaces": ("new metadata by a copy", "chmod sends no content"),

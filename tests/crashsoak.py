@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -23,6 +23,7 @@ WRITEBACK = ("-o", "writeback")
 LONGEST = 3.0  # Seconds of work before a crash.
 REPORT_EACH = 20
 PAUSE = 2.0  # Seconds that a stopped server says nothing.
+WAYS = ("freeze", "stop", "kill")
 
 
 @contextmanager
@@ -86,8 +87,10 @@ def left_behind(server: Server, bucket: Bucket, directory: Path) -> list[str]:
     return wrong + [f"{slot} was left behind" for slot in (directory / "state").rglob("slot-*")]
 
 
-def crash_server(directory: Path, server_name: str, count: int, seed: int) -> list[str]:
-    """Stop or kill the store *count* times and start it again; returns what was lost or failed."""
+def crash_server(
+    directory: Path, server_name: str, count: int, seed: int, ways: Sequence[str] = WAYS
+) -> list[str]:
+    """Interrupt the store *count* times, in one of *ways*; returns what was lost or failed."""
     random = Random(seed)
     with stage(directory, server_name) as (server, bucket, mounter):
         wrong, steps = [], 0
@@ -98,7 +101,7 @@ def crash_server(directory: Path, server_name: str, count: int, seed: int) -> li
             load, told = begin_load(root)
             for _ in range(count):
                 time.sleep(random.uniform(0.5, LONGEST))
-                hurt(server, random)
+                hurt(server, random, random.choice(ways))
             told.send(root)
             done, complaints = told.recv()
             steps, wrong = steps + done, wrong + complaints
@@ -142,13 +145,13 @@ def work(root: Path, told: Connection) -> None:
     told.send((0, complaints_of(workers, told.recv())))
 
 
-def hurt(server: Server, random: Random) -> None:
-    """Have the server say nothing for a while, or crash and come back."""
-    if random.random() < 0.5:
+def hurt(server: Server, random: Random, how: str) -> None:
+    """Have the server say nothing for a while, or end or crash and come back."""
+    if how == "freeze":
         os.kill(server.process_id, signal.SIGSTOP)
         time.sleep(random.uniform(0.1, PAUSE))
         os.kill(server.process_id, signal.SIGCONT)
         return
-    server.kill()
+    server.stop() if how == "stop" else server.kill()
     time.sleep(random.uniform(0.0, PAUSE))
     server.start()

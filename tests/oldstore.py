@@ -81,6 +81,21 @@ class Weakness:
         """Change an answer."""
 
 
+class OldSignatures(Weakness):
+    """Knows Signature Version 2 only, in headers and in links.
+
+    It does not look whether they are right: servers of `tests.test_s3_sigv2` do.
+    """
+
+    def ask(self, request: Request) -> Reply | None:
+        signed = request.headers.get("authorization", "").startswith("AWS ")
+        if not signed and "AWSAccessKeyId" not in request.query:
+            return refusal(403, "SignatureDoesNotMatch")
+        for name in ("AWSAccessKeyId", "Expires", "Signature"):
+            request.query.pop(name, None)
+        return None
+
+
 class OldListing(Weakness):
     """Knows ListObjects only; the new call is refused, or taken for the old one."""
 
@@ -270,6 +285,24 @@ class Picky(Weakness):
     def ask(self, request: Request) -> Reply | None:
         if self._pattern.search(request.key):
             return refusal(400, "InvalidArgument")
+        return None
+
+
+class MarkersAreFiles(Weakness):
+    """Takes ``d/`` for the file ``d``, and has no place below a file."""
+
+    def __init__(self) -> None:
+        self._files: set[str] = set()
+
+    def ask(self, request: Request) -> Reply | None:
+        below = any(request.key.startswith(f"{file}/") for file in self._files)
+        if below and request.key.removesuffix("/") not in self._files:
+            return refusal(500, "InternalError")
+        request.path = request.path.removesuffix("/")
+        if request.operation == "PutObject":
+            self._files.add(request.key)
+        elif request.operation == "DeleteObject":
+            self._files.discard(request.key)
         return None
 
 

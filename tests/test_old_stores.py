@@ -8,12 +8,23 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http.client import HTTPConnection
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
+import trio
 
-from s3mount.errors import Changed, Exists, NotFound, StoreError
-from s3mount.s3 import calls
+from s3mount.errors import (
+    Changed,
+    Denied,
+    Exists,
+    InvalidRequest,
+    NotFound,
+    StoreError,
+    Unavailable,
+)
+from s3mount.s3 import calls, http, reading, xml
 from s3mount.s3.client import S3Client
 from s3mount.s3.escaping import SAMPLES
 from s3mount.s3.listing import Token
@@ -68,6 +79,31 @@ async def all_keys(client: S3Client, prefix: str = "", *, limit: int = 1000, fla
             return keys
 
 
+# -- signatures --------------------------------------------------------------------------------
+
+
+async def test_a_store_that_knows_old_signatures_only(server: Server):
+    """No probe finds that: a wrong key is answered in the same way, so people have to say it."""
+    with OldStore(server, oldstore.OldSignatures()) as store:
+        for signature in ("v4", "v2"):
+            async with client_for(
+                shared_bucket(server), url=store.url, prefix=own_prefix(), signature=signature
+            ) as client:
+                link = await client.presigned_url("file", 60)
+                if signature == "v4":
+                    with pytest.raises(Denied):
+                        await client.put("file", [b"x"], headers={})
+                    with pytest.raises(HTTPError, match="403") as refused:
+                        await trio.to_thread.run_sync(urlopen, link)
+                    refused.value.close()
+                    continue
+                await client.put("file", [b"content"], headers={})
+                assert await content_of(client, "file") == b"content"
+                assert await all_keys(client) == ["file"]
+                with await trio.to_thread.run_sync(urlopen, link) as answer:
+                    assert answer.read() == b"content"
+
+
 # -- listings ----------------------------------------------------------------------------------
 
 
@@ -83,6 +119,40 @@ async def test_the_old_listing(old_store, probed: bool, refuses: bool):
         assert await all_keys(client, limit=10) == names
         # Who does not know asks the wrong call first.
         assert store.counts["ListObjects"] == (4 if refuses and not probed else 3)
+
+
+async def test_who_knows_no_old_listing_does_not_get_along_with_one_that_refuses(
+    old_store, probed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """The client asks in the old way when it is refused; here that is taken away."""
+    if not probed:
+        monkeypatch.setattr(reading, "InvalidRequest", KeyError)
+        monkeypatch.setattr(reading, "Unsupported", KeyError)
+    async with old_store(oldstore.OldListing(refuses=True)) as (client, _):
+        await client.put("key", [b"x"], headers={})
+        if probed:
+            assert await all_keys(client) == ["key"]
+            return
+        with pytest.raises(InvalidRequest):
+            await all_keys(client)
+
+
+async def test_who_takes_every_listing_for_a_new_one_does_not_get_to_the_second_page(
+    old_store, probed: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """The client sees by the answer which call the store has understood; here it does not."""
+    read = xml.listing
+    if not probed:
+        monkeypatch.setattr(xml, "listing", lambda *a, **how: read(*a, **how)._replace(version=2))
+    async with old_store(oldstore.OldListing(refuses=False)) as (client, _):
+        names = sorted(f"key-{number:02d}" for number in range(25))
+        for name in names:
+            await client.put(name, [b"x"], headers={})
+        if probed:
+            assert await all_keys(client, limit=10) == names
+            return
+        with pytest.raises(Unavailable, match="repeats itself"):
+            await all_keys(client, limit=10)
 
 
 async def test_a_listing_in_odd_order_is_complete(old_store, probed: bool):
@@ -112,6 +182,27 @@ async def test_directories_that_linger_in_listings(old_store, probed: bool):
         found = await all_keys(client, flat=False)
         assert ("gone/" in found) == (not probed)
         assert {"here/", "marked/"} <= set(found)
+
+
+async def test_directories_that_a_store_takes_for_files(old_store, probed: bool):
+    """What goes below such a file is refused, and tried again and again, because it is a 500."""
+    async with old_store(oldstore.MarkersAreFiles(), marker_objects=False) as (client, _):
+        await client.put("d/", [], headers=OLD)
+        if not probed:
+            impatient = client.assuming(client.capabilities, 1.0)
+            with pytest.raises(Unavailable):
+                await impatient.put("d/x", [b"x"], headers={})
+            return
+        await client.put("d/x", [b"x"], headers={})
+        await client.put("d/!", [b"!"], headers={})
+        await client.put("d/deeper/", [], headers={})
+        assert sorted(await all_keys(client, "d/", flat=False)) == ["d/!", "d/deeper/", "d/x"]
+        assert await all_keys(client, "d", flat=False) == ["d/"]
+        assert (await client.head("d/")).metadata["mode"] == "1"
+        await client.copy("d/", "e/", headers=None, source_etag=None)
+        assert (await client.head("e/")).metadata["mode"] == "1"
+        assert await client.delete_many(["d/", "d/x", "d/!", "d/deeper/", "e/"]) == {}
+        assert await all_keys(client) == []
 
 
 # -- calls that are not there ------------------------------------------------------------------
@@ -157,7 +248,8 @@ async def test_objects_that_cannot_be_deleted_together(old_store, probed: bool, 
 
 
 async def test_conditions_that_nobody_heeds(old_store, probed: bool):
-    lacking = dict.fromkeys(("conditional_put", "conditional_copy", "conditional_get"), False)
+    what = ("put", "copy", "get", "delete", "complete")
+    lacking = {f"conditional_{one}": False for one in what}
     async with old_store(oldstore.IgnoresConditions(), **lacking) as (client, _):
         old = await client.put("file", [b"old"], headers={})
         await client.put("file", [b"new"], headers={})
@@ -326,11 +418,17 @@ async def test_etags_that_are_no_identity(old_store, probed: bool):
 # -- names -------------------------------------------------------------------------------------
 
 
-async def test_metadata_in_other_letters(old_store, probed: bool, server: Server):
+async def test_metadata_in_other_letters(
+    old_store, probed: bool, server: Server, monkeypatch: pytest.MonkeyPatch
+):
     """Names of headers know no case: who reads them as they are written finds nothing."""
+    if not probed:
+        monkeypatch.setattr(http, "_NAMES", {})
+        monkeypatch.setattr(http, "_header_name", lambda raw, _: _as_written(raw))
     async with old_store(oldstore.ShoutedMetadata()) as (client, store):
         await client.put("file", [b"x"], headers=OLD)
-        assert (await client.head("file")).metadata["mode"] == "1"
+        found = (await client.head("file")).metadata
+        assert found.get("mode") == ("1" if probed else None)
         address = urlsplit(store.url)
         path = f"/{client.bucket}/{client.prefix}file"
         connection = HTTPConnection(address.hostname or "", address.port)
@@ -339,6 +437,11 @@ async def test_metadata_in_other_letters(old_store, probed: bool, server: Server
             names = dict(connection.getresponse().getheaders())
         assert "X-AMZ-META-MODE" in names
         assert "x-amz-meta-mode" not in names
+
+
+def _as_written(name: str) -> str:
+    """A name of a header, of which only those that are no metadata are looked up in any letters."""
+    return name if name.lower().startswith("x-amz-meta-") else name.lower()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import pytest
 
 from s3mount.errors import Denied
-from s3mount.s3.probe import probe
+from s3mount.s3.escaping import SAMPLES
+from s3mount.s3.probe import look, probe
 from s3mount.s3.store import Capabilities
 from tests.faultproxy import FaultProxy
 from tests.faults import ACCESS_DENIED, INTERNAL_ERROR, Answer
@@ -25,6 +26,7 @@ WEAK = {
         "conditional_get",
         "conditional_put",
         "copy_part",
+        "marker_objects",
     },
 }
 
@@ -89,3 +91,16 @@ async def test_a_store_without_multipart_uploads_raises_nothing(weed: Server, fa
     assert not found.conditional_complete
     assert found.conditional_put
     assert any("multipart uploads were not possible" in note for note in found.notes)
+
+
+async def test_who_must_not_write_finds_names_that_are_not_even_looked_for(
+    rustfs: Server, weed: Server
+):
+    for server, forms in (
+        (rustfs, ("//", ".", "..", "a newline", "a return")),
+        (weed, (".", "..")),
+    ):
+        async with client_for(shared_bucket(server), prefix=own_prefix()) as client:
+            found = await look(client)
+            assert client.statistics.requests["HeadObject"] == len(SAMPLES) + 1
+        assert found == Capabilities(refused_names=forms)

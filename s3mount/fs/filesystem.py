@@ -317,8 +317,6 @@ class FileSystem:
         if inode is not None:
             self.detach(inode)
         self._gone(parent, segment)
-        if file is not None:
-            self.open_files.settle(file)
         await self.keep_directory(parent)
 
     async def _remove_object(self, key: str, file: OpenFile | None, known: Precondition) -> None:

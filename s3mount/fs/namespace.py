@@ -369,8 +369,9 @@ class Namespace:
         page = await self._store.list_page(key, token=None, flat=True, limit=1)
         if not page.objects and not page.prefixes:
             return None
-        marker = any(listed.key == key for listed in page.objects)
-        return await self._look_directory(key, marker=marker)
+        later = page.token is not None and not self._store.capabilities.marker_objects
+        marked = later or any(listed.key == key for listed in page.objects)
+        return await self._look_directory(key, marker=marked)
 
     async def _look_folder(self, key: str) -> Entry | None:
         """The directory that Hadoop's marker makes of *key*, where nothing is under it."""
@@ -391,9 +392,9 @@ class Namespace:
             except StoreError as error:
                 # A directory is there whether or not it can say who owns it.
                 log.debug("%s: no marker: %s", key, error)
+                marker = not isinstance(error, NotFound)
             else:
-                bare = self.defaults.directory(info.modified_ns)
-                attributes = decode(info.metadata, bare)
+                attributes = decode(info.metadata, self.defaults.directory(info.modified_ns))
                 return Entry(True, info.size, "", info.modified_ns, attributes, now, True)
         return Entry(True, 0, "", 0, self.defaults.directory(0), now, marker)
 
@@ -422,9 +423,7 @@ class Namespace:
         listing = self._listings.get(prefix)
         if listing is not None and listing.usable:
             return listing
-        if prefix.startswith(VERSIONS):
-            max_age = 0.0
-        known = self.cache.listing(prefix, max_age)
+        known = self.cache.listing(prefix, 0.0 if prefix.startswith(VERSIONS) else max_age)
         entry_of = self.entry if known is None and self.expects_attributes(prefix) else None
         listing = Listing(prefix, self._store, self.cache, self.index, entry_of)
         if known is not None:

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 import trio
 
 from s3mount.errors import Denied, StoreError
-from s3mount.s3.escaping import SAMPLES
+from s3mount.s3.escaping import MARKER, SAMPLES
+from s3mount.s3.reading import BucketReader
 from s3mount.s3.scratch import discard
 from s3mount.s3.store import ObjectStore
 
@@ -19,8 +20,9 @@ async def refused_names(client: ObjectStore, folder: str) -> tuple[str, ...]:
     versions: dict[str, str | None] = {}
 
     async def put(form: str, key: str) -> None:
+        body = [] if form == MARKER else [b"x"]  # versitygw takes no directory with content.
         try:
-            versions[key] = (await client.put(key, [b"x"], headers={})).version_id
+            versions[key] = (await client.put(key, body, headers={})).version_id
         except StoreError as error:
             failed[form] = error
 
@@ -34,7 +36,26 @@ async def refused_names(client: ObjectStore, folder: str) -> tuple[str, ...]:
         await _remove(client, folder, {**dict.fromkeys(listed), **versions})
     if any(isinstance(error, Denied) or not error.status for error in failed.values()):
         return ()  # It is not about names.
-    return tuple([form for form, key in keys.items() if form in failed or key not in listed])
+    lost = {form for form, key in keys.items() if form in failed or key not in listed}
+    if MARKER not in failed and keys[MARKER].removesuffix("/") not in listed:
+        lost.discard(MARKER)  # It is kept as a directory, which some stores do not list.
+    return tuple([form for form in keys if form in lost])
+
+
+async def names_refused_to_readers(client: BucketReader, folder: str) -> tuple[str, ...]:
+    """The forms of names that the store refuses even to look for.
+
+    It is less than `refused_names` finds, and all that can be found without writing.
+    """
+    refused: set[str] = set()
+
+    async def look(form: str, key: str) -> None:
+        if await client.refuses_to_look_for(key):
+            refused.add(form)
+
+    plain = "plain"
+    await _together(look, {plain: folder, **{one: folder + name for one, name in SAMPLES.items()}})
+    return () if plain in refused else tuple([form for form in SAMPLES if form in refused])
 
 
 async def prefixes_vanish(client: ObjectStore, folder: str) -> bool:

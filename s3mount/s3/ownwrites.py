@@ -27,12 +27,15 @@ class OwnWrites:
     An event names the request that caused it, and so did the answer to that request: that is
     certain, whatever somebody else writes to the same key in between.  Where a store names no
     requests, key and ETag decide, once for each write.  An event may come before the answer;
-    then it waits for that.  *clock* is in seconds.
+    then it waits for that.  *clock* is in seconds; *plain* reads a key as the store keeps it.
     """
 
-    def __init__(self, prefix: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, prefix: str, clock: Callable[[], float], plain: Callable[[str], str] = str
+    ) -> None:
         self._prefix = prefix
         self._clock = clock
+        self._plain = plain
         self._under_way: Counter[str] = Counter()  # Empty: of many keys.
         self._answered: OrderedDict[str, None] = OrderedDict()
         self._written: OrderedDict[tuple[str, str], int] = OrderedDict()
@@ -94,9 +97,8 @@ class OwnWrites:
         changes: list[Change] = []
         own = 0
         for event in events:
-            keys = tuple(
-                key[len(self._prefix) :] for key in event.keys if key.startswith(self._prefix)
-            )
+            known = map(self._plain, event.keys)
+            keys = tuple(key[len(self._prefix) :] for key in known if key.startswith(self._prefix))
             if not keys:
                 continue
             if self._is_ours(event, keys):

@@ -14,8 +14,9 @@ import trio
 from s3mount.errors import Changed, Denied, Exists, StoreError
 from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
+from s3mount.s3.escaping import MARKER
 from s3mount.s3.objects import NO_SIZE
-from s3mount.s3.oddities import prefixes_vanish, refused_names
+from s3mount.s3.oddities import names_refused_to_readers, prefixes_vanish, refused_names
 from s3mount.s3.scratch import purge
 from s3mount.s3.store import (
     ABSENT,
@@ -55,6 +56,7 @@ WEAKNESSES = {
     "list_v2": "knows the old listing only",
     "unsigned_payload": "wants a SHA-256 of everything that is written, which is slow",
     "complete_names_etag": "does not tell the ETag of a completed upload: it is asked for",
+    "marker_objects": "takes a directory for a file: what marks it is written into it",
     "marker_metadata": "forgets modes, owners and times of directories: only this host knows them",
     "distinct_etags": "gives different contents one ETag: changes are noticed by time and size",
     "copy_keeps": "loses metadata in a copy: they are sent anew",
@@ -82,6 +84,12 @@ async def probe(client: S3Client, scratch_prefix: str) -> Capabilities:
         with trio.move_on_after(_TIMEOUT_SECONDS, shield=True):
             await run.clean_up()
     return run.capabilities(assumed)
+
+
+async def look(client: S3Client) -> Capabilities:
+    """What can be found of the store by who must not write: how it keeps names."""
+    refused = await names_refused_to_readers(client, ".s3mount/none/")
+    return Capabilities(refused_names=refused, marker_objects=MARKER not in refused)
 
 
 @dataclass(slots=True)
@@ -436,6 +444,7 @@ class _Probe:
         refused = await _outcome(lambda: refused_names(self._client, f"{self._base}-n/"))
         if isinstance(refused, tuple):
             self._refused = refused
+            self._found["marker_objects"] = MARKER not in refused
 
     async def _try_directory(self) -> None:
         folder = f"{self._base}-o/"

@@ -12,6 +12,7 @@ from s3mount.errors import (
     Changed,
     Denied,
     Exists,
+    InvalidName,
     InvalidRange,
     InvalidRequest,
     NoSuchBucket,
@@ -142,6 +143,14 @@ class BucketReader(KeyedReader):
         """The key in the bucket, as the store keeps it."""
         return escaping_of(self._capabilities.refused_names).to_store(self.prefix + key)
 
+    def _beginning(self, prefix: str) -> str:
+        """What the keys that begin with *prefix* begin with in the bucket."""
+        return escaping_of(self._capabilities.refused_names).beginning(self.prefix + prefix)
+
+    def _plain(self, key: str) -> str:
+        """The key, from the bucket's beginning, that the store keeps under *key*."""
+        return escaping_of(self._capabilities.refused_names).from_store(key)
+
     def _path(self, key: str) -> str:
         return f"{self._calls.settings.root}/{escape_key(self._name(key))}"
 
@@ -160,7 +169,8 @@ class BucketReader(KeyedReader):
 
     def changes(self, queue: str = "") -> ChangeSource:
         """Who tells of changes by others: the store itself, or a *queue* of SQS (its URL)."""
-        own = self._calls.own_writes = OwnWrites(self.prefix, trio.current_time)
+        own = OwnWrites(self.prefix, trio.current_time, self._plain)
+        self._calls.own_writes = own
         if not queue:
             return Listener(self._calls, self.bucket, self.prefix, own)
         calls = queue_calls(queue, self.settings, self.credential_source)
@@ -340,12 +350,11 @@ class BucketReader(KeyedReader):
         """A listing in our words: keys as they were before they were escaped, our own ETags."""
         known = self._capabilities
         if known.refused_names:
-            plain = escaping_of(known.refused_names).from_store
             cut = len(self.prefix)
-            base = self._name("")
+            base = self._beginning("")
 
             def named(key: str) -> str:
-                return plain(base + key)[cut:]
+                return self._plain(base + key)[cut:]
 
             found = found._replace(
                 objects=[listed._replace(key=named(listed.key)) for listed in found.objects],
@@ -394,7 +403,7 @@ class BucketReader(KeyedReader):
         *,
         metadata: bool = False,
     ) -> xml.Listing:
-        full = self._name(prefix)
+        full = self._beginning(prefix)
         query = listing.query_of(
             full, token, version=version, flat=flat, limit=limit, metadata=metadata
         )
@@ -403,7 +412,7 @@ class BucketReader(KeyedReader):
         answer = await self._calls.call(request, operation)
 
         def read(body: bytes) -> xml.Listing:
-            return xml.listing(body, full, self._name(""), metadata=metadata)
+            return xml.listing(body, full, self._beginning(""), metadata=metadata)
 
         return read_answer(request, read, answer)
 
@@ -430,6 +439,16 @@ class BucketReader(KeyedReader):
             demand_s3(error, self.settings.url)
             raise
         return True
+
+    async def refuses_to_look_for(self, key: str) -> bool:
+        """Whether the store takes *key* for no name at all, whatever may be there."""
+        try:
+            await self._calls.call(Request("HeadObject", "HEAD", key, self._path(key)))
+        except (InvalidName, InvalidRequest):
+            return True
+        except StoreError:
+            return False
+        return False
 
     async def _is_reachable(self) -> bool:
         """Whether a bucket that may not be listed can be used in some other way."""

@@ -23,7 +23,6 @@ MAX_COPY_SIZE = 5 << 30  # CopyObject and UploadPartCopy take at most 5 GiB.
 # Where the mount shows what the bucket does not list: both end in a slash, as prefixes do.
 OWN = ".s3mount/"
 VERSIONS = f"{OWN}versions/"
-
 Buffer = bytes | bytearray | memoryview
 
 
@@ -208,13 +207,13 @@ class Capabilities:
     `checksum` is the algorithm that uploads carry (``crc64nvme``, ``crc32c``, or None);
     `copy_part_checksum` says whether parts may be copied into a multipart upload that has one;
     `complete_names_etag` whether the ETag that a completion answers is the object's;
-    `distinct_etags` whether other content has another ETag; `marker_metadata` whether an object
-    ``d/`` keeps its metadata; `list_metadata` whether a listing tells metadata when it is asked
-    to, as MinIO's does; `copy_keeps` and `copy_replaces` whether CopyObject heeds the directives
-    COPY and REPLACE of metadata; `head_size` whether HEAD tells the size; `prefixes_vanish`
-    whether a directory is not listed any more when its marker and all in it are deleted.
-    `refused_names` are the forms of names (of `escaping.SAMPLES`) that the store does not keep
-    as they are.  `notes` say in sentences what is weaker than it should be, or could not be tried.
+    `distinct_etags` whether other content has another ETag; `marker_objects` whether an object
+    ``d/`` may be beside what is in it, `marker_metadata` whether it keeps metadata; `list_metadata`
+    whether a listing tells metadata when asked to, as MinIO's does; `copy_keeps`, `copy_replaces`
+    whether a copy heeds the directives COPY and REPLACE; `head_size` whether HEAD tells the size;
+    `prefixes_vanish` whether a directory is not listed any more when all in it is deleted.
+    `refused_names` are the forms of names (of `escaping.SAMPLES`) that are not kept as they are,
+    `notes` say in sentences what is weaker than it should be, or could not be tried.
     """
 
     conditional_put: bool = True
@@ -231,6 +230,7 @@ class Capabilities:
     max_metadata_size: int = 2048
     complete_names_etag: bool = True
     distinct_etags: bool = True
+    marker_objects: bool = True
     marker_metadata: bool = True
     list_metadata: bool = False
     copy_keeps: bool = True

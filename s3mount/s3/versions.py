@@ -84,7 +84,7 @@ class HistoryClient(S3Client):
         self, prefix: str, *, token: str | None, flat: bool = False, limit: int = 1000
     ) -> VersionPage:
         """List one page of versions; see `ObjectHistory.list_versions`."""
-        full = self.prefix + prefix
+        full, root = self._beginning(prefix), self._beginning("")
         parameters = [("versions", ""), ("encoding-type", "url"), ("max-keys", str(limit))]
         parameters.append(("prefix", full))
         if not flat:
@@ -96,15 +96,16 @@ class HistoryClient(S3Client):
         query = canonical_query(parameters)
         request = Request("ListObjectVersions", "GET", full, self._bucket_path(), query)
         answer = await self._calls.call(request)
-        found = read_answer(
-            request, lambda body: xml.version_listing(body, full, self.prefix), answer
-        )
+        found = read_answer(request, lambda body: xml.version_listing(body, full, root), answer)
         following = None
         if found.truncated:
             following = f"{found.next_key}{_SPLIT}{found.next_version}"
             if not found.next_key or following == token:
                 raise Unavailable(f"{request.what}: the store does not say how to go on")
-        return VersionPage(found.versions, found.prefixes, following)
+        cut = len(self.prefix)
+        versions = [one._replace(key=self._plain(root + one.key)[cut:]) for one in found.versions]
+        prefixes = [self._plain(root + name)[cut:] for name in found.prefixes]
+        return VersionPage(versions, prefixes, following)
 
     async def delete_version(self, key: str, version_id: str) -> None:
         """Delete one version for good; see `ObjectHistory.delete_version`."""

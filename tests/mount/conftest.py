@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from s3mount.s3.escaping import PREFIX
 from tests.conftest import unavailable
 from tests.faultproxy import FaultProxy
 from tests.mounts import Bucket, Mount, Mounter, why_no_mounts
@@ -56,9 +57,13 @@ class Shared:
         self.s3.delete_object(Bucket=self.bucket.name, Key=self.key(path))
 
     def all_keys(self, directory: Path | None = None) -> list[str]:
-        """All keys under a directory of the mount; of the whole bucket by default."""
+        """All keys under a directory of the mount; of the whole bucket by default.
+
+        A marker of a directory that the store has to keep inside is told as ``d/`` all the same.
+        """
         prefix = f"{self.key(directory)}/" if directory else ""
-        return keys_of(self.bucket, self.s3, prefix)
+        found = keys_of(self.bucket, self.s3, prefix)
+        return [key.removesuffix(PREFIX) if key.endswith(f"/{PREFIX}") else key for key in found]
 
     def key(self, path: Path) -> str:
         """The key of the object that one of the mounts shows as *path*."""

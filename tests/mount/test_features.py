@@ -7,10 +7,13 @@ holds objects and knows customer keys.  Few mounts are shared by many tests.
 import base64
 import errno
 import os
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode
 
@@ -28,7 +31,8 @@ from tests.faults import Answer
 from tests.mount.conftest import Shared
 from tests.mount.trees import names
 from tests.mounts import Bucket, Mounter, MountFailed, why_no_mounts
-from tests.servers import RustFSServer, find_rustfs
+from tests.oldstore import OldStore, Request, Weakness
+from tests.servers import RustFSServer, Server, find_rustfs
 from tests.stores import client_for
 from tests.test_s3_tls import make_certificate
 
@@ -182,6 +186,29 @@ def test_every_request_says_who_pays_and_whose_the_bucket_is(rich: Shared, work:
         assert request.headers.get("x-amz-expected-bucket-owner") == OWNER
         source = request.headers.get("x-amz-source-expected-bucket-owner")
         assert source == (OWNER if "Copy" in request.operation else None)
+
+
+@pytest.mark.parametrize("method", ["AES256", "aws:kms:dsse"])
+def test_what_is_written_is_encrypted_as_the_option_says(
+    moto: Server, make_bucket: Callable[[Server], Bucket], mount: Mounter, method: str
+):
+    """Those of the mount above are of a key management; here moto is not asked for one."""
+    bucket, s3 = make_bucket(moto), moto.client()
+
+    def encryption(key: str) -> str | None:
+        return s3.head_object(Bucket=bucket.name, Key=key).get("ServerSideEncryption")
+
+    bare = mount(bucket, name="bare")
+    (bare.path / "old").write_bytes(b"1")
+    assert encryption("old") is None
+    mounted = mount(bucket, "--sse", method)
+    (mounted.path / "small").write_bytes(b"1")
+    (mounted.path / "large").write_bytes(os.urandom(17 * MIB))
+    assert encryption("small") == encryption("large") == method
+    assert attribute(mounted.path / "small", "encryption") == method
+    (mounted.path / "small").rename(mounted.path / "renamed")
+    (mounted.path / "old").rename(mounted.path / "copied")
+    assert encryption("renamed") == encryption("copied") == method
 
 
 # -- what an object has by itself, without any option ------------------------------------------
@@ -345,6 +372,36 @@ def test_an_archived_file_is_restored_for_whoever_may_wait(plain: Shared, place:
     path.chmod(0o600)  # A copy needs the bytes, too.
     wait_for(lambda: plain.head(place / "asleep")["Metadata"].get("mode"), str(0o100600))
     assert waiting.umount() == 0
+
+
+class Restorations(Weakness):
+    """No weakness: notes the bodies of the requests that restore objects."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+
+    def ask(self, request: Request) -> None:
+        if "restore" in request.query:
+            self.asked.append(request.body)
+
+
+def test_a_restoration_is_asked_for_as_the_options_say(
+    moto: Server, make_bucket: Callable[[Server], Bucket], mount: Mounter
+):
+    """A body is all that tells of the tier: moto keeps the days only."""
+    bucket, noted = make_bucket(moto), Restorations()
+    moto.client().put_object(Bucket=bucket.name, Key="asleep", Body=b"z", StorageClass="GLACIER")
+    options = ("--restore", "auto", "--restore-days", "3", "--restore-tier", "bulk")
+    with OldStore(moto, noted) as store:
+        mounted = mount(bucket, *options, url=store.url)
+        assert (mounted.path / "asleep").read_bytes() == b"z"
+        assert mounted.umount() == 0
+    (body,) = noted.asked
+    assert b"<Days>3</Days>" in body
+    assert b"<Tier>Bulk</Tier>" in body
+    told = moto.client().head_object(Bucket=bucket.name, Key="asleep")["Restore"]
+    until = parsedate_to_datetime(re.search('expiry-date="(.*?)"', told)[1])
+    assert 2 < (until - datetime.now(UTC)).total_seconds() / 86400 < 4
 
 
 # -- Object Lock, on RustFS --------------------------------------------------------------------

@@ -8,9 +8,12 @@ from random import Random
 
 import pytest
 
+from tests.faultproxy import FaultProxy
+from tests.faults import Delay
 from tests.mount.conftest import Shared
 from tests.mount.programs import run
 from tests.mount.trees import names
+from tests.mounts import Bucket, Mounter
 
 MIB = 1 << 20
 KEYS_OF_S3FS = {"mode", "uid", "gid", "mtime", "ctime"}
@@ -113,6 +116,18 @@ def test_a_directory_without_a_marker_does_not_vanish_with_its_last_file(shared:
     directory.rmdir()
     assert "implicit" not in names(shared.root)
     assert not any(key.startswith("implicit") for key in shared.all_keys())
+
+
+def test_nor_does_one_that_was_looked_at_when_it_was_listed(shared: Shared, work: Path):
+    """A listing does not tell whether there is a marker: the question for it is the answer."""
+    shared.put(work / "dir" / "file", b"1")
+    os.setxattr(work, "user.s3mount.refresh", b"")
+    assert names(work) == ["dir"]
+    assert (work / "dir").is_dir()
+    (work / "dir" / "file").unlink()
+    assert names(work) == ["dir"]
+    os.setxattr(work, "user.s3mount.refresh", b"")
+    assert names(work) == ["dir"]
 
 
 def test_the_headers_of_others_survive_a_change(shared: Shared):
@@ -226,3 +241,24 @@ def test_nothing_is_in_the_bucket_that_is_not_in_the_mount(sharing, tmp_path: Pa
         assert sorted(shared.all_keys()) == expected
         folders = (tmp_path / "state").rglob("staged")
         assert [path for folder in folders for path in folder.iterdir()] == []
+
+
+def test_a_file_is_emptied_while_its_attributes_are_saved(
+    mount: Mounter, bucket: Bucket, proxy: FaultProxy, s3
+):
+    """There is one file of the name meanwhile: two would save one after the other, and one fail."""
+    mounted = mount(bucket, url=proxy.url)
+    path = mounted.path / "file"
+    path.write_bytes(b"old")
+    slow = proxy.inject(Delay(1.0), operation="CopyObject")
+    path.chmod(0o600)
+    eventually(lambda: slow.hits > 0)
+    with path.open("wb", buffering=0) as file:  # It waits for the copy.
+        proxy.clear()
+        path.chmod(0o640)
+        file.write(b"new")
+    time.sleep(1.0)  # Longer than attributes wait for others.
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o640)
+    found = s3.get_object(Bucket=bucket.name, Key="file")
+    assert found["Body"].read() == b"new"
+    assert found["Metadata"]["mode"] == str(0o100640)

@@ -15,6 +15,8 @@ import pytest
 
 from tests.mount.conftest import Shared, keys_of
 from tests.mount.trees import names
+from tests.mounts import Bucket, Mounter
+from tests.servers import Server
 
 REFRESH = "user.s3mount.refresh"
 LONG, LONGEST = "L" * 300, "K" * 1024
@@ -378,3 +380,25 @@ def test_a_listing_is_complete_and_unique_at_the_borders_of_pages(clean: Shared)
     for name in ("0329", "0330", "0660", "0661"):
         assert (clean.root / name).is_dir()
         assert (clean.root / f"%s3file:{name}").read_bytes() == name.encode()
+
+
+# -- names that the store keeps in another way ---------------------------------------------------
+
+
+def test_who_must_not_write_reads_what_others_have_written(
+    mount: Mounter, rustfs: Server, make_bucket: Callable[[Server], Bucket]
+):
+    """RustFS takes no newline; a mount that may not try it sees that it is refused."""
+    bucket = make_bucket(rustfs)
+    writer = mount(bucket)
+    (writer.path / "new\nline").mkdir()
+    (writer.path / "new\nline" / "a\nb").write_bytes(b"1")
+    assert keys_of(bucket, rustfs.client(), "%s3esc:new%0Aline/") == [
+        *("%s3esc:new%0Aline/", "%s3esc:new%0Aline/%s3esc:a%0Ab")
+    ]
+    assert writer.umount() == 0
+    reader = mount(bucket, "--read-only", name="reader")
+    assert (reader.path / "new\nline" / "a\nb").read_bytes() == b"1"
+    assert names(reader.path) == ["new\nline"]
+    assert names(reader.path / "new\nline") == ["a\nb"]
+    assert reader.umount() == 0

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from tests.faults import Answer
+from tests.faults import Answer, Delay
 from tests.mount.conftest import keys_of
 from tests.mounts import Bucket, Mount, Mounter, run_command
 
@@ -62,6 +62,32 @@ def test_close_returns_before_the_store_has_it(waiting: Mount, proxy, s3, bucket
     wait_until(lambda: keys_of(bucket, s3) == ["file"])
     assert body_of(s3, bucket, "file") == b"content"
     assert path.read_bytes() == b"content"
+
+
+def being_uploaded(proxy, path: Path) -> None:
+    """Write a file whose upload has just begun, and takes two seconds more."""
+    slow = proxy.inject(Delay(2.0), operation="PutObject", path=f"/{path.name}$")
+    path.write_bytes(b"what is on its way")
+    wait_until(lambda: bool(slow.hits))
+    proxy.clear()
+
+
+@pytest.mark.parametrize("again", [b"", b"and what comes after"])
+def test_a_file_is_emptied_while_it_is_uploaded(
+    waiting: Mount, proxy, s3, bucket: Bucket, again: bytes
+):
+    """Whoever waits for the upload, to go on with the file, is one of those that have it open."""
+    path = waiting.path / "file"
+    being_uploaded(proxy, path)
+    path.write_bytes(again)
+    assert path.read_bytes() == again
+    assert path.stat().st_size == len(again)
+    wait_until(lambda: body_of(s3, bucket, "file") == again)
+    being_uploaded(proxy, path)
+    path.write_bytes(again)
+    path.unlink()
+    time.sleep(2.0)  # As long as it takes until an upload begins.
+    assert keys_of(bucket, s3) == [], "what is removed does not come back"
 
 
 def test_a_file_that_is_renamed_is_uploaded_once_under_its_last_name(
