@@ -32,7 +32,7 @@ REFUSED = {
     "weed": "names with //, ., .., \\ are not kept",
     "minio": "names with //, ., .. are not kept",
     "versitygw": "names with //, ., .. are not kept",
-    "rclone": "names with //, ., .. are not kept",
+    "rclone": "names with //, ., .., a slash at the end are not kept",
     "moto": "names with a newline are not kept",
 }
 
