@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         "--systems", type=_choices(SYSTEMS), default=list(SYSTEMS), metavar="SYSTEM,..."
     )
     parser.add_argument("--repeat", type=int, metavar="N", help="best of N (3; 1 if quick)")
+    parser.add_argument(
+        "--proxy-repeat", type=int, metavar="N", help="the same for the proxy (as --repeat)"
+    )
     parser.add_argument("--direct", action="store_true", help="only directly to the server")
     parser.add_argument("--proxy", action="store_true", help="only through the latency proxy")
     parser.add_argument("--server", choices=["auto", "minio", "weed"], default="auto")
@@ -154,6 +157,7 @@ def _measure(
         proxy = ProxyProcess(running.port, work / "traffic", DELAY_MS, RATE)
         try:
             runner = Runner(running, bucket, data_sets, through_proxy(scale), work, proxy)
+            repeats = arguments.proxy_repeat or repeats
             tables.append(runner.measure(workloads, systems, repeats))
         finally:
             proxy.stop()
