@@ -1,6 +1,7 @@
 """Trials of what stores do in their own way to names and directories; the keys are removed."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import TypeVar
 
 import trio
 
@@ -10,36 +11,58 @@ from s3mount.s3.reading import BucketReader
 from s3mount.s3.scratch import discard
 from s3mount.s3.store import ObjectStore
 
+Name = TypeVar("Name", str, str | None)
+
 
 async def refused_names(client: ObjectStore, folder: str) -> tuple[str, ...]:
     """The forms of names that the store refuses, or keeps under other names.
 
     *folder* is a prefix that nobody else uses.  Raises `StoreError` when it cannot be tried.
     """
-    failed: dict[str, StoreError] = {}
-    versions: dict[str, str | None] = {}
-
-    async def put(form: str, key: str) -> None:
-        body = [] if form == MARKER else [b"x"]  # versitygw takes no directory with content.
-        try:
-            versions[key] = (await client.put(key, body, headers={})).version_id
-        except StoreError as error:
-            failed[form] = error
-
-    keys = {form: folder + name for form, name in SAMPLES.items()}
-    await _together(put, keys)
-    listed: list[str] = []
+    trial = _NameTrial(client, folder)
     try:
-        page = await client.list_page(folder, token=None, flat=True)
-        listed = [found.key for found in page.objects]
+        await _together(trial.put, trial.keys.items())
+        suspects = await trial.lost(trial.keys)
+        # ``rclone serve s3`` may not list what was put while something else made its directory.
+        # A form found refused by mistake would change the names of objects: try those alone.
+        for form in suspects:
+            await trial.put(form, trial.keys[form])
+        return await trial.lost(suspects) if suspects else ()
     finally:
-        await _remove(client, folder, {**dict.fromkeys(listed), **versions})
-    if any(isinstance(error, Denied) or not error.status for error in failed.values()):
-        return ()  # It is not about names.
-    lost = {form for form, key in keys.items() if form in failed or key not in listed}
-    if MARKER not in failed and keys[MARKER].removesuffix("/") not in listed:
-        lost.discard(MARKER)  # It is kept as a directory, which some stores do not list.
-    return tuple([form for form in keys if form in lost])
+        await _remove(client, folder, trial.written)
+
+
+class _NameTrial:
+    """Puts a key of each form of names below *folder*, and tells which the store lists."""
+
+    def __init__(self, client: ObjectStore, folder: str) -> None:
+        self._client, self._folder = client, folder
+        self.keys = {form: folder + name for form, name in SAMPLES.items()}
+        self.written: dict[tuple[str, str | None], None] = {}
+        """What is to be removed: keys, each with its version where there are versions."""
+        self._failed: dict[str, StoreError] = {}
+
+    async def put(self, form: str, key: str) -> None:
+        body = [] if form == MARKER else [b"x"]  # versitygw takes no directory with content.
+        self._failed.pop(form, None)
+        try:
+            version = (await self._client.put(key, body, headers={})).version_id
+            self.written[key, version] = None
+        except StoreError as error:
+            self._failed[form] = error
+
+    async def lost(self, forms: Iterable[str]) -> tuple[str, ...]:
+        """Those of *forms* that were refused or are not listed.  Raises `StoreError`."""
+        page = await self._client.list_page(self._folder, token=None, flat=True)
+        listed = {found.key for found in page.objects}
+        strange = listed - {key for key, _ in self.written}
+        self.written |= dict.fromkeys((key, None) for key in strange)
+        if any(isinstance(error, Denied) or not error.status for error in self._failed.values()):
+            return ()  # It is not about names.
+        lost = {form for form in forms if form in self._failed or self.keys[form] not in listed}
+        if MARKER not in self._failed and self.keys[MARKER].removesuffix("/") not in listed:
+            lost.discard(MARKER)  # It is kept as a directory, which some stores do not list.
+        return tuple([form for form in forms if form in lost])
 
 
 async def names_refused_to_readers(client: BucketReader, folder: str) -> tuple[str, ...]:
@@ -54,7 +77,8 @@ async def names_refused_to_readers(client: BucketReader, folder: str) -> tuple[s
             refused.add(form)
 
     plain = "plain"
-    await _together(look, {plain: folder, **{one: folder + name for one, name in SAMPLES.items()}})
+    names = {plain: "", **SAMPLES}
+    await _together(look, [(one, folder + name) for one, name in names.items()])
     return () if plain in refused else tuple([form for form in SAMPLES if form in refused])
 
 
@@ -67,27 +91,33 @@ async def prefixes_vanish(client: ObjectStore, folder: str) -> bool:
     return folder not in page.prefixes
 
 
-async def _remove(client: ObjectStore, folder: str, keys: Mapping[str, str | None]) -> None:
+async def _remove(
+    client: ObjectStore, folder: str, written: Collection[tuple[str, str | None]]
+) -> None:
     """Delete keys, each with the version that was written; and what may be directories now.
 
     Not every store can list versions of odd names, so these are not left for that.
     """
 
-    async def delete(_: str, key: str) -> None:
+    async def delete(version: str | None, key: str) -> None:
         try:
-            if not await discard(client, key, keys.get(key)):
+            if not await discard(client, key, version):
                 await client.delete(key)
         except StoreError:
             return  # What was refused is not there.
 
-    await _together(delete, {key: key for key in keys})
-    parents = {key[: key.rfind("/") + 1] for key in keys if "//" not in key and "/." not in key}
+    await _together(delete, [(version, key) for key, version in written])
+    parents = {
+        key[: key.rfind("/") + 1] for key, _ in written if "//" not in key and "/." not in key
+    }
     for parent in sorted({*parents, folder}, key=len, reverse=True):
         if parent.startswith(folder):
-            await delete("", parent)
+            await delete(None, parent)
 
 
-async def _together(work: Callable[[str, str], Awaitable[None]], items: Mapping[str, str]) -> None:
+async def _together(
+    work: Callable[[Name, str], Awaitable[None]], items: Iterable[tuple[Name, str]]
+) -> None:
     async with trio.open_nursery() as nursery:
-        for name, key in items.items():
+        for name, key in items:
             nursery.start_soon(work, name, key)
