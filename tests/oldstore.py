@@ -266,6 +266,23 @@ class Lingering(Weakness):
         _rewrite(reply, b"CommonPrefixes", lambda found: [*{*found, *pieces}])
 
 
+class Ghost(Weakness):
+    """Lists one directory that is not there, as RustFS may when a deletion was cut off."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def answer(self, request: Request, reply: Reply) -> None:
+        if request.operation != "ListObjects" or request.query.get("delimiter") != "/":
+            return
+        prefix = request.query.get("prefix", "")
+        if not self._name.startswith(prefix) or self._name == prefix:
+            return
+        end = self._name.index("/", len(prefix)) + 1
+        shown = f"<CommonPrefixes><Prefix>{quote(self._name[:end])}</Prefix></CommonPrefixes>"
+        _rewrite(reply, b"CommonPrefixes", lambda found: [*{*found, shown.encode()}])
+
+
 class ShoutedMetadata(Weakness):
     """Writes the names of metadata in capitals."""
 

@@ -28,6 +28,7 @@ from s3mount.write.records import (
     Base,
     FileRecord,
     Piece,
+    RemovalRecord,
     SentPart,
     TreeRecord,
     UploadRecord,
@@ -340,6 +341,8 @@ def test_a_record_is_read_as_it_was_written():
     assert UploadRecord.parse(json.loads(json.dumps(upload.fields()))) == upload
     tree = TreeRecord("a/", "b/", COPYING, 1.5)
     assert TreeRecord.parse(json.loads(json.dumps(tree.fields()))) == tree
+    removal = RemovalRecord("key", '"etag"', 1.5)
+    assert RemovalRecord.parse(json.loads(json.dumps(removal.fields()))) == removal
 
 
 odd_values = st.one_of(
@@ -353,14 +356,15 @@ odd_values = st.one_of(
 )
 
 
-@given(st.sampled_from(sorted(file_record().fields())), odd_values)
+@given(st.sampled_from(sorted({*file_record().fields(), "etag", "phase"})), odd_values)
 def test_no_record_makes_the_reader_fail(name, value):
     fields = {
         **TreeRecord("a/", "b/", COPYING, 1.0).fields(),
         **UploadRecord("k", "id", {}).fields(),
         **file_record().fields(),
+        **RemovalRecord("k", "etag", 1.0).fields(),
     }
-    for parse in (FileRecord.parse, UploadRecord.parse, TreeRecord.parse):
+    for parse in (FileRecord.parse, UploadRecord.parse, TreeRecord.parse, RemovalRecord.parse):
         assert parse(fields)
         try:
             parse({**fields, name: value})
@@ -434,6 +438,7 @@ async def test_the_next_mount_takes_over_bytes_and_records(tmp_path: Path):
     one.journal.put("small", file_record(pieces=[Piece(0, 5, 0)], size=5).fields(), b"bytes")
     one.journal.put("up", UploadRecord("k", "id", {}).fields())
     one.journal.put("tree", TreeRecord("a/", "b/", COPYING, 1.0).fields())
+    one.journal.put("gone", RemovalRecord("k", "etag", 1.0).fields())
     staged.leave()
     await crash(one)
     two = await open_journal(tmp_path)
@@ -445,6 +450,7 @@ async def test_the_next_mount_takes_over_bytes_and_records(tmp_path: Path):
     await crash(two)
     three = await open_journal(tmp_path)
     assert set(three.left.uploads) == {"up"}
+    assert set(three.left.removals) == {"gone"}
     await crash(three)
 
 

@@ -42,7 +42,8 @@ class FileBytes(ABC):
 
     `base` is the object version that unstaged bytes come from, None when there are none.
     `stored_key` is where the store has an object of this file, empty when it has none, and
-    `obsolete` are keys where it had one before a rename, which are to be deleted.
+    `obsolete` are keys where it had one before a rename, which are to be deleted, each with the
+    name of the record of that (empty: none).
     `stored_attributes` are those that the store got with the last save, if they are known, and
     `written` the moments by its clock between which that was.
     `condition` is when a new version may take effect; when it always may, `expected` is what it
@@ -72,7 +73,7 @@ class FileBytes(ABC):
         self.handles = 0
         self.readers = 0
         self.writers = 0
-        self.obsolete: set[str] = set()
+        self.obsolete: dict[str, str] = {}
         self.stored_attributes: Attributes | None = None
         self.written: tuple[int, int] | None = None
         self.lock = trio.Lock()

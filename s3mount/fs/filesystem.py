@@ -391,11 +391,11 @@ class FileSystem:
         inode = self.inodes.find(parent, name)
         if inode is not None and self.has_unsaved(inode):
             raise PosixError(errno.ENOTEMPTY)
-        if not await self.namespace.is_empty(prefix):
+        if not await self.namespace.directories.is_empty(prefix):
             raise PosixError(errno.ENOTEMPTY)
         await self.remove_markers(prefix)
         self.cache.drop_tree(prefix)
-        self.namespace.index.forget(parent.prefix, segment, directory=True)
+        self.namespace.directories.doubt(prefix)
         if inode is not None:
             self.detach(inode)
         self._gone(parent, segment)

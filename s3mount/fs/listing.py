@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import trio
@@ -34,6 +34,7 @@ class Listing:
     larger than the metadata cache is not kept: its pages go when all have read them.
     `folders` tells whether there are markers of Hadoop's kind.  With *entry_of*, which makes an
     entry of what HEAD would say, the store is asked for the metadata of files, too.
+    *without_ghosts* takes directories from a page that are not there.
     """
 
     def __init__(
@@ -42,12 +43,14 @@ class Listing:
         store: ObjectStore,
         cache: MetaCache,
         index: AttributeIndex,
+        without_ghosts: Callable[[ListPage], Awaitable[ListPage]],
         entry_of: Callable[[ObjectInfo], Entry] | None = None,
     ) -> None:
         self._prefix = prefix
         self._store = store
         self._cache = cache
         self._index = index
+        self._without_ghosts = without_ghosts
         self._entry_of = entry_of
         self._indexed: set[str] = set()
         self._began = cache.clock()
@@ -146,6 +149,7 @@ class Listing:
                     page = await self._store.list_page(
                         self._prefix, token=token, metadata=self._entry_of is not None
                     )
+                    page = await self._without_ghosts(page)
                 except StoreError as error:
                     self._error = error
                     return

@@ -102,7 +102,7 @@ class Markers:
         listing = cache.listing(prefix)
         if listing is not None and any(isinstance(known, Entry) for known in listing.values()):
             return
-        if await self._namespace.is_empty(prefix):
+        if await self._namespace.directories.is_empty(prefix):
             attributes = entry.attributes if entry is not None else None
             defaults = self._namespace.defaults
             await self.put(prefix, attributes or defaults.directory(time.time_ns()))

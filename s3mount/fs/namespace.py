@@ -26,6 +26,7 @@ from s3mount.errors import (
     Unavailable,
     Unrecognised,
 )
+from s3mount.fs.directoryfacts import DirectoryFacts
 from s3mount.fs.headers import OURS, kept_headers
 from s3mount.fs.history import is_own, oldest
 from s3mount.fs.listing import Listing
@@ -33,18 +34,16 @@ from s3mount.fs.longnames import LongNames
 from s3mount.fs.names import (
     BESIDE,
     ESCAPE,
-    FOLDER,
     check_key,
     folder_of,
     is_beside,
     is_long,
     key_of,
-    key_size,
     slot_name,
     split_file,
     to_segment,
 )
-from s3mount.s3.store import VERSIONS, ListPage, ObjectInfo, ObjectStore
+from s3mount.s3.store import VERSIONS, ObjectInfo, ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +90,9 @@ class Namespace:
         self._missed = ("", 0.0)
         self._sizes: dict[str, int] = {}
         self._long_names = LongNames(self.listing)
+        self.directories = DirectoryFacts(
+            store, cache, index, defaults, keep_attributes=keep_attributes, max_key=max_key
+        )
         self._kept: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
 
     # -- names and slots -------------------------------------------------------------------
@@ -220,7 +222,9 @@ class Namespace:
             if entry is None:  # The listing was older than we thought.
                 entry = await self._ask_both(prefix, segment)
         elif listed and isinstance(known, Entry):
-            entry = await self._look_directory(prefix + segment + "/", marker=True)
+            entry = await self.directories.listed(prefix + segment + "/")
+            if entry is None:
+                entry = await self._ask_both(prefix, segment)
         else:
             entry = await self._ask_both(prefix, segment)
         return self._note(prefix, segment, entry, began)
@@ -262,6 +266,9 @@ class Namespace:
                 return later if isinstance(later, Entry) else None
             if entry is None:
                 return None  # It is younger than our answer: who asks again will find it.
+        before = self.cache.peek(prefix, segment)
+        if entry is None and before is not None and before.directory:
+            self.directories.doubt(key_of(prefix, segment) + "/")
         self.cache.put(prefix, segment, Absent(began) if entry is None else entry)
         if entry is not None and self.keep_attributes:
             self.index.remember(prefix, segment.removeprefix(BESIDE), entry)
@@ -281,9 +288,9 @@ class Namespace:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask, "object", lambda: self.look(key))
-            nursery.start_soon(ask, "directory", lambda: self._look_prefix(key + "/"))
+            nursery.start_soon(ask, "directory", lambda: self.directories.of_prefix(key + "/"))
             if self.folders:
-                nursery.start_soon(ask, "folder", lambda: self._look_folder(key))
+                nursery.start_soon(ask, "folder", lambda: self.directories.of_folder(key))
         directory, file = answers.get("directory") or answers.get("folder"), answers.get("object")
         found = directory or file
         if directory is not None and file is not None:
@@ -295,18 +302,8 @@ class Namespace:
         if found is None:
             self._judge(failures)
         if found is None and self._listing_denied and not is_beside(slot):
-            return await self._look_marker(key + "/")
+            return await self.directories.of_marker_alone(key + "/")
         return found
-
-    async def _look_marker(self, key: str) -> Entry | None:
-        """Where listing is not allowed, at least a directory that has a marker can be found."""
-        try:
-            await self._store.head(key)
-        except Unrecognised:
-            raise
-        except (NotFound, Denied, InvalidName):
-            return None
-        return await self._look_directory(key, marker=True)
 
     def _judge(self, failures: Mapping[str, StoreError]) -> None:
         """Raise what stands in the way of saying "there is nothing".
@@ -363,41 +360,6 @@ class Namespace:
             return self.entry(await self._store.head(key))
         return self.entry(info)
 
-    async def _look_prefix(self, key: str) -> Entry | None:
-        if key_size(key) > self._max_key:
-            return None
-        page = await self._store.list_page(key, token=None, flat=True, limit=1)
-        if not page.objects and not page.prefixes:
-            return None
-        later = page.token is not None and not self._store.capabilities.marker_objects
-        marked = later or any(listed.key == key for listed in page.objects)
-        return await self._look_directory(key, marker=marked)
-
-    async def _look_folder(self, key: str) -> Entry | None:
-        """The directory that Hadoop's marker makes of *key*, where nothing is under it."""
-        try:
-            info = await self._store.head(key + FOLDER)
-        except (NotFound, InvalidName):
-            return None
-        bare = self.defaults.directory(info.modified_ns)
-        return Entry(True, 0, "", info.modified_ns, bare, self.cache.clock())
-
-    async def _look_directory(self, key: str, *, marker: bool) -> Entry:
-        now = self.cache.clock()
-        if self.index.lasting and (known := await self.index.directory_at(key, now)) is not None:
-            return known
-        if marker and self.keep_attributes:
-            try:
-                info = await self._store.head(key)
-            except StoreError as error:
-                # A directory is there whether or not it can say who owns it.
-                log.debug("%s: no marker: %s", key, error)
-                marker = not isinstance(error, NotFound)
-            else:
-                attributes = decode(info.metadata, self.defaults.directory(info.modified_ns))
-                return Entry(True, info.size, "", info.modified_ns, attributes, now, True)
-        return Entry(True, 0, "", 0, self.defaults.directory(0), now, marker)
-
     def entry(self, info: ObjectInfo) -> Entry:
         """The entry for a file that HEAD or GET has described."""
         bare = self.defaults.file(info.modified_ns)
@@ -425,7 +387,9 @@ class Namespace:
             return listing
         known = self.cache.listing(prefix, 0.0 if prefix.startswith(VERSIONS) else max_age)
         entry_of = self.entry if known is None and self.expects_attributes(prefix) else None
-        listing = Listing(prefix, self._store, self.cache, self.index, entry_of)
+        listing = Listing(
+            prefix, self._store, self.cache, self.index, self.directories.without_ghosts, entry_of
+        )
         if known is not None:
             return listing.fill(known)
         self._listings[prefix] = listing
@@ -486,14 +450,3 @@ class Namespace:
     def forget_blocks(self, key: str, *, tree: bool) -> None:
         """Drop the bytes in memory of an object, or of all whose keys begin with *key*."""
         self._blocks.forget(key, tree=tree)
-
-    async def is_empty(self, prefix: str) -> bool:
-        """Whether the store has nothing under *prefix* but the marker itself; asks always."""
-        token: str | None = None
-        while True:
-            page: ListPage = await self._store.list_page(prefix, token=token, flat=True, limit=2)
-            if any(listed.key != prefix or listed.size for listed in page.objects):
-                return False
-            if page.token is None:
-                return True
-            token = page.token

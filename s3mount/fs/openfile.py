@@ -33,7 +33,7 @@ from s3mount.s3.store import (
 )
 from s3mount.storing import renewed
 from s3mount.write.extents import ByteRange, Extents, Part, plan_parts
-from s3mount.write.notes import forget
+from s3mount.write.notes import forget, intend_removal
 from s3mount.write.records import (
     FAILED,
     INLINE_SIZE,
@@ -200,7 +200,9 @@ class OpenFile(FileBytes):
 
     def _stored_at(self, key: str) -> None:
         if self.stored_key not in ("", key):
-            self.obsolete.add(self.stored_key)
+            journal, old = self._workshop.journal, self.stored_key
+            noted = intend_removal(journal, old, self.inode.shown) if self.record else ""
+            self.obsolete[old] = noted
         self.stored_key = key
 
     def _differs(self, declared: Mapping[str, str]) -> bool:

@@ -20,7 +20,7 @@ from s3mount.s3.store import ALWAYS, EXPECTING_NOTHING, ObjectInfo, expecting
 from s3mount.write.keeper import restored
 from s3mount.write.notes import forget
 from s3mount.write.orphans import abort_unnamed
-from s3mount.write.records import PENDING, UNDOING, FileRecord, UploadRecord
+from s3mount.write.records import PENDING, UNDOING, FileRecord, RemovalRecord, UploadRecord
 from s3mount.write.resuming import verified_parts
 from s3mount.write.takeover import Left
 
@@ -48,12 +48,16 @@ class Recovery:
     async def prepare(self) -> None:
         """Make names and bytes right, before anybody looks."""
         for name, tree in self._left.trees.items():
-            end = "undone" if tree.phase == UNDOING else "brought to its end"
+            undone = tree.phase == UNDOING
+            end = "undone" if undone else "brought to its end"
             log.warning("%s: its renaming to %s is %s", tree.old, tree.new, end)
             try:
                 await self._mover.finish(name, tree)
+                self._fs.namespace.directories.doubt(tree.new if undone else tree.old)
             except (StoreError, PosixError) as error:
                 log.error("%s and %s: this has to wait: %s", tree.old, tree.new, error)
+        for name, removal in self._left.removals.items():
+            await self._remove(name, removal)
         for name, record in self._left.files.items():
             if record.state == PENDING:
                 self._restore(name, record, self._left.blobs[name])
@@ -65,6 +69,20 @@ class Recovery:
                 )
         if self._files:
             log.warning("%d files of an earlier mount are uploaded now", len(self._files))
+
+    async def _remove(self, name: str, removal: RemovalRecord) -> None:
+        """Delete the old object of a file that had been changed and was then being renamed."""
+        try:
+            info = await self._store.head(removal.key)
+            latest = (removal.time + CLOCK_LEEWAY) * 1e9
+            if info.etag == removal.etag and info.modified_ns <= latest:
+                await self._store.delete(removal.key, condition=expecting(info.etag))
+        except (NotFound, Changed):
+            pass  # It is gone, or somebody has another one there.
+        except StoreError as error:
+            log.error("%s was renamed, and its old object has to wait: %s", removal.key, error)
+            return
+        forget(self._workshop.journal, name)
 
     def _restore(self, name: str, record: FileRecord, blob: bytes) -> None:
         workshop = self._workshop

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+import trio
+
 from s3mount.cache.metadata import Absent
 from s3mount.errors import PosixError, StoreError
 from s3mount.fs.filesystem import FileSystem
@@ -146,9 +148,7 @@ class Renamer:
                 replaced.detach()
             self._fs.open_files.saved(file)
             self._fs.cache.put(old[0].prefix, old[2], Absent(self._fs.cache.clock()))
-            while file.obsolete:
-                await self._store.delete(next(iter(file.obsolete)), condition=known)
-                file.obsolete.pop()
+            await self._fs.open_files.remove_obsolete(file, known)
             await self._fs.open_files.forgotten()  # Of the old name, and of what was replaced.
 
     async def _rename_waiting(
@@ -190,7 +190,8 @@ class Renamer:
             attributes = (await self._fs.getattr(source.number)).attributes
             copied = await self._mover.copy(old, new, replacing=target is not None)
             if not copied.etags:
-                await self._fs.markers.put(new, attributes)
+                with trio.CancelScope(shield=True):
+                    await self._fs.markers.put(new, attributes)
             # No checkpoint from here on: all names change for everybody at once, and nobody
             # asks for what is about to be deleted.
             self._fs.inodes.move(source, parent, name, segment)
@@ -219,7 +220,9 @@ class Renamer:
         if target is not None:
             if not target.directory:
                 raise PosixError(errno.ENOTDIR)
-            if self._fs.has_unsaved(target) or not await self._fs.namespace.is_empty(new):
+            if self._fs.has_unsaved(target) or not await self._fs.namespace.directories.is_empty(
+                new
+            ):
                 raise PosixError(errno.ENOTEMPTY)
 
     def _moved(
@@ -231,7 +234,7 @@ class Renamer:
         self._moved_files(old, new, etags)
         self._fs.cache.put(above.prefix, segment, Absent(self._fs.cache.clock()))
         self._fs.namespace.index.moved(old, new)
-        self._fs.namespace.index.forget(above.prefix, segment, directory=True)
+        self._fs.namespace.directories.doubt(old)
 
     def _moved_files(self, old: str, new: str, moved: Mapping[str, str]) -> None:
         """Files that are open in a renamed tree have other objects below them now."""

@@ -99,7 +99,9 @@ class TreeMover:
                 await self._undo(note, record, list(moved), [new] if replacing else [])
             raise
         record = TreeRecord(old, new, DELETING, time.time())
-        await self._intend(record, note)
+        # Whoever is killed now would leave a record by which the old tree goes, and no new name.
+        with trio.CancelScope(shield=True):
+            await self._intend(record, note)
         return CopiedTree(note, record, objects, moved)
 
     async def remove(self, copied: CopiedTree) -> None:

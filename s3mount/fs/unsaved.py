@@ -27,6 +27,8 @@ from s3mount.fs.markers import ATTRIBUTE_DELAY
 from s3mount.fs.openfile import CONFLICTS, OpenFile
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.writeback import LOST_ERRORS, WriteBack
+from s3mount.s3.store import ALWAYS, Precondition
+from s3mount.write.notes import forget
 
 log = logging.getLogger(__name__)
 
@@ -100,20 +102,21 @@ class OpenFiles:
             raise
         if stored is not None:
             self.saved(file)
-            await self._remove_obsolete(file)
+            try:
+                await self.remove_obsolete(file, ALWAYS)
+            except StoreError as error:
+                log.warning("%s: its old object is left: %s", file.inode.key, error)
+                file.obsolete.clear()
         if self.writeback is not None and not file.dirty:
             self.writeback.drop(file)
 
-    async def _remove_obsolete(self, file: OpenFile) -> None:
-        """Delete what was completed under a name that the file had while its parts were sent."""
-        for key in list(file.obsolete):
-            try:
-                await self._workshop.store.delete(key)
-            except StoreError as error:
-                log.warning(
-                    "%s: it could not be deleted, and is %s now: %s", key, file.inode.key, error
-                )
-            file.obsolete.discard(key)
+    async def remove_obsolete(self, file: OpenFile, condition: Precondition) -> None:
+        """Delete what a file has left under names that it had before.  Raises `StoreError`."""
+        while file.obsolete:
+            key = next(iter(file.obsolete))
+            await self._workshop.store.delete(key, condition=condition)
+            if record := file.obsolete.pop(key, ""):
+                forget(self._workshop.journal, record)
 
     async def make_safe(self, file: OpenFile) -> None:
         """What close(2) and fsync(2) promise: the store has it, or the journal."""

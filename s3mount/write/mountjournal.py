@@ -63,6 +63,8 @@ class MountJournal:
             self.journal.put(name, upload.fields())
         for name, tree in left.trees.items():
             self.journal.put(name, tree.fields())
+        for name, removal in left.removals.items():
+            self.journal.put(name, removal.fields())
         await self.journal.commit()
         await trio.to_thread.run_sync(self._remove_slots)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from s3mount.errors import StoreError, Unavailable
 from s3mount.s3.store import ObjectStore
 from s3mount.write.journal import Journal
-from s3mount.write.records import UploadRecord
+from s3mount.write.records import RemovalRecord, UploadRecord
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,18 @@ async def begin_upload(
     return upload, note
 
 
+def intend_removal(journal: Journal, key: str, etag: str) -> str:
+    """Note that a version of an object is to be deleted; the name of the record, or nothing.
+
+    What a file was before an acknowledged change must not come back by a crash.
+    """
+    if not etag:
+        return ""
+    name = secrets.token_hex(8)
+    _put(journal, name, RemovalRecord(key, etag, time.time()))
+    return name
+
+
 def _put_once(journal: Journal, intended: UploadRecord) -> None:
     """Remember an upload that the store may have begun: one record a key, however long it lasts."""
     digest = hashlib.sha256(intended.key.encode("utf-8", "surrogateescape")).hexdigest()
@@ -69,11 +81,11 @@ def _put_once(journal: Journal, intended: UploadRecord) -> None:
         _put(journal, digest, intended)
 
 
-def _put(journal: Journal, name: str, record: UploadRecord) -> None:
+def _put(journal: Journal, name: str, record: UploadRecord | RemovalRecord) -> None:
     try:
         journal.put(name, record.fields())
     except OSError as error:
-        log.debug("%s: a crash would leave parts in the store: %s", record.key, error)
+        log.debug("%s: a crash would leave things in the store: %s", record.key, error)
 
 
 async def _commit(journal: Journal, key: str) -> None:

@@ -14,7 +14,7 @@ from s3mount.attributes import Attributes
 from s3mount.s3.store import ALWAYS, PartDone, Precondition
 
 KIND = "kind"
-FILE, UPLOAD, TREE = "file", "upload", "tree"
+FILE, UPLOAD, TREE, REMOVAL = "file", "upload", "tree", "removal"
 PENDING, FAILED = "pending", "failed"
 INLINE_SIZE = 64 << 10  # Bytes of a file that are kept in the journal itself.
 _ATTRIBUTES = tuple(one.name for one in fields(Attributes))
@@ -197,6 +197,33 @@ class TreeRecord:
             or not new.endswith("/")
         ):
             raise ValueError(f"not a record of a renaming: {old!r} to {new!r}, {phase!r}")
+        return record
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalRecord:
+    """An object to be deleted: what a file was before its last change, under a name it had then.
+
+    It is the version with `etag`, older than `time` (epoch).
+    """
+
+    key: str
+    etag: str
+    time: float
+
+    def fields(self) -> dict[str, object]:
+        """As it stands in the journal."""
+        return {KIND: REMOVAL, **asdict(self)}
+
+    @classmethod
+    def parse(cls, fields: Mapping[str, Any]) -> RemovalRecord:
+        """Read what `fields` has written; raises `ValueError`."""
+        try:
+            record = cls(_text(fields["key"]), _text(fields["etag"]), _time(fields["time"]))
+        except KeyError as error:
+            raise ValueError(f"not a record of a removal: {error!r}") from error
+        if not record.key or not record.etag:
+            raise ValueError("a record of a removal names an object and its version")
         return record
 
 

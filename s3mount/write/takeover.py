@@ -17,9 +17,11 @@ from s3mount.write.records import (
     FILE,
     KIND,
     PENDING,
+    REMOVAL,
     TREE,
     UPLOAD,
     FileRecord,
+    RemovalRecord,
     TreeRecord,
     UploadRecord,
 )
@@ -47,6 +49,7 @@ class Left:
     blobs: dict[str, bytes] = field(default_factory=dict)
     uploads: dict[str, UploadRecord] = field(default_factory=dict)
     trees: dict[str, TreeRecord] = field(default_factory=dict)
+    removals: dict[str, RemovalRecord] = field(default_factory=dict)
     slots: list[Slot] = field(default_factory=list)
     damaged: list[Slot] = field(default_factory=list)
 
@@ -78,6 +81,9 @@ def _collect(left: Left, slot: Slot, contents: Contents, staged: Path) -> None:
             left.blobs[record.name] = record.blob
         elif kind == UPLOAD and (upload := _parse(UploadRecord.parse, record, contents)):
             left.uploads[record.name] = upload
+        elif kind == REMOVAL and (removal := _parse(RemovalRecord.parse, record, contents)):
+            if certain:
+                left.removals[record.name] = removal
         elif kind == TREE and (tree := _parse(TreeRecord.parse, record, contents)):
             if certain:
                 left.trees[record.name] = tree

@@ -375,6 +375,51 @@ def test_an_older_version_does_not_come_back(again, s3, bucket: Bucket, proxy):
         assert body_of(s3, bucket, "file") == b"new %d" % number
 
 
+def renamed_until_the_deletion(one: Mount, proxy, when: Point) -> None:
+    """Rename ``old`` to ``new``, and kill the daemon while it deletes the object ``old``."""
+
+    def rename() -> None:
+        with suppress(OSError):
+            (one.path / "old").rename(one.path / "new")
+
+    deletion = proxy.inject(Hang(when), operation="DeleteObject", path="/old$")
+    thread = threading.Thread(target=rename)
+    thread.start()
+    wait_for(lambda: deletion.hits == 1)
+    os.kill(one.process_id, signal.SIGKILL)
+    one.kill()
+    thread.join()
+    proxy.clear()
+
+
+@pytest.mark.parametrize("when", [Point.REQUEST, Point.ANSWER])
+def test_a_change_does_not_come_undone_under_the_old_name(again, s3, bucket: Bucket, proxy, when):
+    """A changed file that waits to be uploaded is renamed: put there, and then deleted here."""
+    s3.put_object(Bucket=bucket.name, Key="old", Body=b"before")
+    one = again(*WRITEBACK, url=proxy.url)
+    (one.path / "old").write_bytes(b"after")
+    renamed_until_the_deletion(one, proxy, when)
+    two = again(*WRITEBACK, url=proxy.url)
+    found = {path.name: path.read_bytes() for path in two.path.iterdir()}
+    assert found == {"new": b"after"}
+    assert two.umount() == 0
+    assert keys_of(bucket, s3) == ["new"]
+
+
+def test_what_somebody_writes_under_an_old_name_after_a_crash_stays(
+    again, s3, bucket: Bucket, proxy
+):
+    s3.put_object(Bucket=bucket.name, Key="old", Body=b"before")
+    one = again(*WRITEBACK, url=proxy.url)
+    (one.path / "old").write_bytes(b"after")
+    renamed_until_the_deletion(one, proxy, Point.REQUEST)
+    s3.put_object(Bucket=bucket.name, Key="old", Body=b"of somebody else")
+    two = again(*WRITEBACK, url=proxy.url)
+    found = {path.name: path.read_bytes() for path in two.path.iterdir()}
+    assert found == {"new": b"after", "old": b"of somebody else"}
+    assert two.umount() == 0
+
+
 def test_random_crashes_lose_nothing(again, mount: Mounter, s3, bucket: Bucket):
     mount.expect_log("its renaming to .* is (undone|brought to its end)", optional=True)
     random = Random(7)

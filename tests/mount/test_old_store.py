@@ -110,3 +110,32 @@ def test_a_file_that_somebody_replaces_by_one_of_its_size_is_read_anew(
         assert path.read_bytes() == body
         # Another one within the same second would look the same: docs/compatibility.md.
         time.sleep(1.1)
+
+
+def test_a_directory_that_is_only_listed_is_not_there(mount: Mounter, bucket: Bucket, server, s3):
+    """RustFS goes on listing it after a deletion that was cut off, and no request ends that."""
+    with OldStore(server, oldstore.Ghost("top/gone/inner/")) as store:
+        mounted = mount(bucket, "--metadata-ttl", "1s", "--negative-ttl", "1s", url=store.url)
+        top = mounted.path / "top"
+        assert not top.exists()
+        (top / "here").mkdir(parents=True)
+        (top / "file").write_bytes(b"content")
+        time.sleep(1.1)
+        # Nobody knows before somebody has looked at it.
+        assert {"here", "file"} <= set(os.listdir(top))  # noqa: PTH208 - names alone
+        assert {path.name for path in top.iterdir() if path.is_dir()} == {"here"}
+        for _ in range(2):
+            time.sleep(1.1)
+            assert sorted(os.listdir(top)) == ["file", "here"]  # noqa: PTH208
+        (top / "gone").mkdir()
+        (top / "gone" / "file").write_bytes(b"again")
+        time.sleep(1.1)
+        assert sorted(path.name for path in top.iterdir()) == ["file", "gone", "here"]
+        s3.delete_object(Bucket=bucket.name, Key="top/gone/file")
+        s3.delete_object(Bucket=bucket.name, Key="top/gone/")
+        time.sleep(1.1)
+        assert not (top / "gone").exists()
+        shutil.rmtree(top)
+        assert not top.exists()
+        assert list(mounted.path.iterdir()) == []
+        assert mounted.umount() == 0
