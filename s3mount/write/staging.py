@@ -14,6 +14,7 @@ from s3mount.s3.store import Buffer, FileSlice
 from s3mount.write.extents import Extents
 from s3mount.write.pieces import BLOCK_SIZE, Checksum, PieceSums, Unverified, cut, sum_pieces
 from s3mount.write.records import Piece
+from s3mount.write.stagedblock import StagedBlock
 
 
 class StagingDirectory:
@@ -49,7 +50,7 @@ class StagedFile:
 
     A byte of the file is the staged one where `extents` has it, else the old object's below
     `base_limit`, else zero.  Staged bytes are kept in blocks of 1 MiB in memory while the
-    budget allows it (a whole block that the kernel wrote is kept as it came), then in a sparse
+    budget allows it (the buffers that the kernel wrote are kept as they came), then in a sparse
     local file.  What has left as a part of an upload may be dropped: it is in `dropped`, and
     can be read again only from the store, after the upload is completed.  What is `secured`
     is on the disk because the journal speaks of it, and must not be changed there (`fork`).
@@ -58,7 +59,7 @@ class StagedFile:
     def __init__(self, directory: StagingDirectory, budget: MemoryBudget, base_limit: int) -> None:
         self._directory = directory
         self._budget = budget
-        self._blocks: dict[int, bytes | bytearray] = {}
+        self._blocks: dict[int, StagedBlock] = {}
         self._spilled: set[int] = set()
         self._descriptor = -1
         self.path: Path | None = None
@@ -101,12 +102,11 @@ class StagedFile:
         while done < len(view):
             index, low = divmod(offset + done, BLOCK_SIZE)
             count = min(BLOCK_SIZE - low, len(view) - done)
-            whole = data if count == len(view) and isinstance(data, bytes) else None
-            self._write_block(index, low, view[done : done + count], whole)
+            self._write_block(index, low, view[done : done + count])
             done += count
         self.extents.add(offset, offset + len(view))
 
-    def _write_block(self, index: int, low: int, data: memoryview, whole: bytes | None) -> None:
+    def _write_block(self, index: int, low: int, data: memoryview) -> None:
         if self._unverified:
             self._unverified.verify(self._descriptor, index)
         if self._directory.follow:
@@ -115,30 +115,12 @@ class StagedFile:
             block = self._blocks.get(index)
             known = len(block) if block is not None else 0
             if self._budget.try_take(max(0, low + len(data) - known), self._budget.limit // 4):
-                self._write_memory(index, low, data, whole, block)
+                if block is None:
+                    block = self._blocks[index] = StagedBlock()
+                block.write(low, data)
                 return
             self._spill(index)
         self._write_file(index * BLOCK_SIZE + low, data)
-
-    def _write_memory(
-        self,
-        index: int,
-        low: int,
-        data: memoryview,
-        whole: bytes | None,
-        block: bytes | bytearray | None,
-    ) -> None:
-        if low == 0 and (block is None or len(data) >= len(block)):
-            self._blocks[index] = whole if whole is not None else bytes(data)
-            return
-        if not isinstance(block, bytearray):
-            block = self._blocks[index] = bytearray(block or b"")
-        missing = bytes(max(0, low + len(data) - len(block)))
-        try:
-            block.extend(missing)
-        except BufferError:  # A part is leaving that has the beginning of this block.
-            block = self._blocks[index] = block + missing
-        block[low : low + len(data)] = data
 
     def add_hole(self, start: int, stop: int) -> None:
         """Make ``start <= i < stop``, which was never written, zeros that can be sent."""
@@ -153,9 +135,9 @@ class StagedFile:
         self.extents.remove(size, 1 << 63)
         for index in [i for i in self._blocks if (i + 1) * BLOCK_SIZE > size]:
             block = self._blocks[index]
-            left = block[: max(0, size - index * BLOCK_SIZE)]
-            self._budget.give(len(block) - len(left))
-            self._blocks[index] = left
+            before = len(block)
+            block.cut(max(0, size - index * BLOCK_SIZE))
+            self._budget.give(before - len(block))
         if self._descriptor >= 0 and os.fstat(self._descriptor).st_size > size:
             os.ftruncate(self._descriptor, size)
 
@@ -182,13 +164,13 @@ class StagedFile:
             if index in self._spilled:
                 if self._unverified:
                     self._unverified.verify(self._descriptor, index)
-                data: Buffer = os.pread(self._descriptor, count, start)
+                data: Sequence[Buffer] = [os.pread(self._descriptor, count, start)]
             else:
-                data = memoryview(self._blocks.get(index, b""))[low : low + count]
-            if len(data):
-                yield data
-            if len(data) < count:
-                yield bytes(count - len(data))  # A hole: blocks end with their last byte.
+                block = self._blocks.get(index)
+                data = list(block.views(low, low + count)) if block is not None else []
+            yield from data
+            if (missing := count - sum(map(len, data))) > 0:
+                yield bytes(missing)  # A hole: blocks end with their last byte.
             start += count
 
     def departed(self, start: int, stop: int) -> None:
@@ -291,10 +273,13 @@ class StagedFile:
         """Move a block to the file, where its later bytes go, too."""
         if self._descriptor < 0:
             self._open()
-        block = self._blocks.get(index, b"")
-        self._write_file(index * BLOCK_SIZE, block)
-        self._blocks.pop(index, None)
-        self._budget.give(len(block))
+        block, offset = self._blocks.get(index), index * BLOCK_SIZE
+        if block is not None:
+            for view in block.views(0, len(block)):
+                self._write_file(offset, view)
+                offset += len(view)
+            del self._blocks[index]
+            self._budget.give(len(block))
         self._spilled.add(index)
 
     def _write_file(self, offset: int, data: Buffer) -> None:
