@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 PING = 1  # Seconds between signs of life; servers take whole ones.
 LEASE = 2.5  # Seconds that one of them is good for.
 SILENCE = 8.0  # Seconds without one after which the stream is dead.
+OWN_PAUSE = 0.01  # Seconds without looking after an event of our own: many come at once then.
 
 _COMMON = ("s3:ObjectCreated:*", "s3:ObjectRemoved:*")
 # What a lifecycle rule removes has other names; a store refuses those that it does not know.
@@ -95,8 +96,10 @@ class Listener:
                 raise Broken("the stream has ended")
             dropped = lines.dropped
             found = lines.feed(data)
-            hear(self._news(found, lines.dropped - dropped))
-            await trio.lowlevel.checkpoint()  # A flood leaves the others their turns.
+            news = self._news(found, lines.dropped - dropped)
+            hear(news)
+            # A flood leaves the others their turns.
+            await trio.sleep(OWN_PAUSE if news.own and not news.changes else 0.0)
 
     def _news(self, lines: Sequence[bytes], malformed: int) -> News:
         events: list[Event] = []
