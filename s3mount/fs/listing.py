@@ -16,6 +16,10 @@ from s3mount.s3.store import ListPage, ObjectInfo, ObjectStore
 from s3mount.storing import CLASS, STANDARD
 
 INDEX_DELAY = 5.0  # Seconds in which the index may still have what it was told to forget.
+FIRST_PAGE, PAGE = (
+    100,
+    1000,
+)  # Names that the store is asked for: for the first ones soon, and else.
 AHEAD = 3  # Pages that are fetched before anybody has asked for them.
 
 
@@ -34,7 +38,8 @@ class Listing:
     larger than the metadata cache is not kept: its pages go when all have read them.
     `folders` tells whether there are markers of Hadoop's kind.  With *entry_of*, which makes an
     entry of what HEAD would say, the store is asked for the metadata of files, too.
-    *without_ghosts* takes directories from a page that are not there.
+    *first_page* is how many names are asked for at first.  *without_ghosts* takes directories
+    from a page that are not there.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Listing:
         index: AttributeIndex,
         without_ghosts: Callable[[ListPage], Awaitable[ListPage]],
         entry_of: Callable[[ObjectInfo], Entry] | None = None,
+        first_page: int = PAGE,
     ) -> None:
         self._prefix = prefix
         self._store = store
@@ -52,6 +58,7 @@ class Listing:
         self._index = index
         self._without_ghosts = without_ghosts
         self._entry_of = entry_of
+        self._first_page = first_page
         self._indexed: set[str] = set()
         self._began = cache.clock()
         self._rows: list[Listed] = []
@@ -147,7 +154,10 @@ class Listing:
             while True:
                 try:
                     page = await self._store.list_page(
-                        self._prefix, token=token, metadata=self._entry_of is not None
+                        self._prefix,
+                        token=token,
+                        limit=self._first_page if token is None else PAGE,
+                        metadata=self._entry_of is not None,
                     )
                     page = await self._without_ghosts(page)
                 except StoreError as error:

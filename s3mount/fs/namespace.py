@@ -29,7 +29,7 @@ from s3mount.errors import (
 from s3mount.fs.directoryfacts import DirectoryFacts
 from s3mount.fs.headers import OURS, kept_headers
 from s3mount.fs.history import is_own, oldest
-from s3mount.fs.listing import Listing
+from s3mount.fs.listing import FIRST_PAGE, PAGE, Listing
 from s3mount.fs.longnames import LongNames
 from s3mount.fs.names import (
     BESIDE,
@@ -48,6 +48,7 @@ from s3mount.s3.store import VERSIONS, ObjectInfo, ObjectStore
 log = logging.getLogger(__name__)
 
 WORTH_LISTING = 5000  # Names: so many come in five pages, cheaper than asking for three.
+ALONE = 1.0  # Seconds since the last listing after which somebody waits for the next one.
 OUTAGE_PATIENCE = 3.0  # Seconds for the store to say whether a file is still the same.
 MAX_ROUNDS = 3  # Questions about a name that others go on changing.
 HEAD_SIZE = 128 << 10  # Bytes that come along when a file that will be read is looked up.
@@ -86,6 +87,7 @@ class Namespace:
         self._nursery = nursery
         self._asking: dict[tuple[str, str], trio.Event] = {}
         self._listings: dict[str, Listing] = {}
+        self._listed_at = -math.inf
         self._listing_denied = False
         self._missed = ("", 0.0)
         self._sizes: dict[str, int] = {}
@@ -387,11 +389,22 @@ class Namespace:
             return listing
         known = self.cache.listing(prefix, 0.0 if prefix.startswith(VERSIONS) else max_age)
         entry_of = self.entry if known is None and self.expects_attributes(prefix) else None
+        # A store may take 100 ms for 1000 names, and 20 for 100: whoever lists one directory sees
+        # the first ones sooner.  Whoever walks a tree is better off with fewer requests.
+        now = self.cache.clock()
+        first = FIRST_PAGE if max_age == math.inf and now - self._listed_at > ALONE else PAGE
         listing = Listing(
-            prefix, self._store, self.cache, self.index, self.directories.without_ghosts, entry_of
+            prefix,
+            self._store,
+            self.cache,
+            self.index,
+            self.directories.without_ghosts,
+            entry_of,
+            first,
         )
         if known is not None:
             return listing.fill(known)
+        self._listed_at = now
         self._listings[prefix] = listing
         self._nursery.start_soon(self._run_listing, prefix, listing)
         return listing

@@ -313,3 +313,26 @@ def test_find_lists_each_directory_once(shared: Shared, cold: Path):
         assert run("find", cold, "-name", "one").count("one") == 10
     assert requests.operations["ListObjects"] <= 13
     assert requests.operations["HeadObject"] <= 12
+
+
+def test_the_first_names_of_a_directory_come_with_a_small_request(shared: Shared, cold: Path):
+    for number in range(130):
+        shared.put(cold / f"{number:03}", b"")
+    with counted(shared) as requests:
+        assert len(os.listdir(cold)) == 130  # noqa: PTH208 - names alone
+    # One more for the directory itself.
+    asked = [exchange.request.query for exchange in shared.proxy.log]
+    pages = [query for query in asked if "delimiter=" in query]
+    assert ["max-keys=100&" in query for query in pages] == [True, False]
+    assert requests.operations["ListObjects"] <= 3
+
+
+def test_who_walks_a_tree_gets_each_directory_with_one_request(shared: Shared, cold: Path):
+    for directory in ("a", "b", "c"):
+        for number in range(105):
+            shared.put(cold / directory / f"{number:03}", b"x" * 5000)
+    with counted(shared):
+        found = [len(files) for _, _, files in os.walk(cold)]
+    assert found == [0, 105, 105, 105]
+    pages = [exchange for exchange in shared.proxy.log if "delimiter=" in exchange.request.query]
+    assert len(pages) <= 4
