@@ -174,6 +174,14 @@ class BlockCache:
             else:
                 self._budget.give(len(data) - low)
 
+    def retire(self, version: ObjectVersion, index: int) -> None:
+        """Use the memory of a block anew, if it is here: whoever wants it again has to fetch it."""
+        if self._integrity is not None and self._integrity.awaits(version, index):
+            return
+        block = self._blocks.pop(BlockId(version, index), None)
+        if block is not None:
+            self._recycle(block)
+
     def forget(self, key: str, *, tree: bool) -> None:
         """Drop all blocks in memory of the object *key*, or of all whose keys begin so."""
 

@@ -121,6 +121,11 @@ class Integrity:
             self._add(version, trail, number, trail.stored.of(data, 0))
         self._bound(trail)
 
+    def awaits(self, version: ObjectVersion, number: int) -> bool:
+        """Whether the checksum of a block is computed soon, and it has to stay until then."""
+        trail = self._trails.get(version)
+        return trail is not None and trail.asked and number in trail.unread
+
     async def check(self, version: ObjectVersion, number: int, data: memoryview) -> None:
         """Judge a block that was held back; raises `Corrupt` for any damage of the version."""
         trail = self._trails.get(version)

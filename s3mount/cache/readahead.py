@@ -9,6 +9,10 @@ from s3mount.cache.blocks import BLOCK_SIZE, BlockCache, ObjectVersion
 MAX_SPAN = 8  # Blocks in one GET: 8 MiB pay for a round trip of 20 ms at 90 MB/s.
 SLACK = 4 * BLOCK_SIZE  # The kernel reads ahead, too, and its requests overtake each other.
 SMALL = 256 << 10  # A file up to this size is fetched whole with the first read.
+# What was read in order of a large file is in the kernel's page cache.  To keep it here, too, costs
+# a first touch of all the memory that the cache may have, and uses none of it while it is warm.
+LARGE = 64 << 20
+BEHIND = 16 * BLOCK_SIZE  # Of that so much is kept.
 GAIN = 1.15  # A wider window has to be this much faster to be widened again.
 
 
@@ -28,6 +32,7 @@ class ReadAhead:
         "_measured_position",
         "_position",
         "_rate",
+        "_retired",
         "_run",
         "_sequential",
         "_settled",
@@ -45,6 +50,7 @@ class ReadAhead:
     def _restart(self) -> None:
         self._window = 1
         self._frontier = 0
+        self._retired = -1
         self._settled = False
         self._rate = 0.0
         self._measured_at = 0.0
@@ -58,6 +64,8 @@ class ReadAhead:
         self._sequential = self._follow(start, stop)
         if self._sequential and version.size > SMALL:
             self._fetch_ahead(version, start, stop)
+            if version.size > LARGE:
+                self._retire(version, start)
         return self._blocks.cached(version, start, stop)
 
     async def fetch(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
@@ -108,6 +116,15 @@ class ReadAhead:
                 break
             first += count
         self._frontier = first
+
+    def _retire(self, version: ObjectVersion, start: int) -> None:
+        """Give up the blocks that this run has left behind."""
+        limit = (self._position - BEHIND) // BLOCK_SIZE
+        if self._retired < 0:
+            self._retired = start // BLOCK_SIZE
+        while self._retired < limit:
+            self._blocks.retire(version, self._retired)
+            self._retired += 1
 
     def _missing(self, version: ObjectVersion, first: int, most: int) -> int:
         """How many blocks from *first* on nobody has asked for: each is fetched once."""
