@@ -141,6 +141,10 @@ class Unavailable(StoreError):
     """The store could not be reached, or failed, until the time limit was over."""
 
 
+class Damaged(StoreError):
+    """The store has received other bytes than were sent, each time: another time it may not."""
+
+
 class Corrupt(StoreError):
     """Bytes arrived that are not the bytes that were stored."""
 
@@ -166,4 +170,5 @@ ERRNO_OF: Mapping[type[StoreError], int] = {
     InvalidRange: errno.EIO,
     Unavailable: errno.EIO,
     Corrupt: errno.EIO,
+    Damaged: errno.EIO,
 }

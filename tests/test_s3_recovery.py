@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import trio
 
-from s3mount.errors import Changed, Corrupt, Denied, Exists, NotFound, Unavailable
+from s3mount.errors import Changed, Corrupt, Damaged, Denied, Exists, NotFound, Unavailable
 from s3mount.s3.client import S3Client
 from s3mount.s3.endpoint import Credentials, FixedCredentials
 from s3mount.s3.store import ABSENT, MIN_PART_SIZE, FileSlice, Precondition
@@ -94,10 +94,23 @@ async def test_bytes_that_stay_wrong_are_corrupt(store: S3Client, proxy: FaultPr
         await store.get("file", 0, [memoryview(bytearray(1000))], etag=stored.etag, size=1000)
 
 
-async def test_an_upload_damaged_on_its_way_is_sent_again(store: S3Client, proxy: FaultProxy):
-    proxy.inject(Flip(500, request=True), operation="PutObject", count=1)
+@pytest.mark.parametrize("times", [1, 4])
+async def test_an_upload_damaged_on_its_way_is_sent_again(
+    store: S3Client, proxy: FaultProxy, times: int
+):
+    proxy.inject(Flip(500, request=True), operation="PutObject", count=times)
     await store.put("file", [bytes(1000)], headers={})
     assert await content_of(store, "file") == bytes(1000)
+
+
+async def test_what_arrives_damaged_each_time_is_not_stored(store: S3Client, proxy: FaultProxy):
+    rule = proxy.inject(Flip(500, request=True), operation="PutObject")
+    with pytest.raises(Damaged):
+        await store.put("file", [bytes(1000)], headers={})
+    assert rule.hits == 6
+    assert store.capabilities.checksum is not None  # Nobody thinks that the store knows none.
+    with pytest.raises(NotFound):
+        await store.head("file")
 
 
 async def test_the_request_to_slow_down_is_heeded(store: S3Client, proxy: FaultProxy):

@@ -20,7 +20,7 @@ from s3mount.s3 import xml
 from s3mount.s3.connection import STALL_SECONDS, Broken, Connection, Pulse, Untrusted, Watch
 from s3mount.s3.dial import Dialer
 from s3mount.s3.endpoint import Credentials, CredentialSource, EndpointSettings
-from s3mount.s3.faults import CREDENTIAL_CODES, DAMAGE_CODES, Refusal, error_class, refusal_of
+from s3mount.s3.faults import CREDENTIAL_CODES, EMPTY_ANSWER, Refusal, error_class, refusal_of
 from s3mount.s3.http import (
     FIRST_BYTE_SECONDS,
     Answer,
@@ -393,7 +393,8 @@ class Calls:
             repaired = await self._repair(operation, refusal, answer)
         if not repaired:
             wait = retry_after_seconds(answer.headers.get("retry-after"), time.time())
-            if not refusal.transient or not await operation.back_off(self._budget, wait):
+            again = refusal.transient or (refusal.damaged and operation.damaged())
+            if not again or not await operation.back_off(self._budget, wait):
                 raise refusal.error(request.what)
         log.debug("%s; trying again", refusal.error(request.what))
         self._count_retry(request.kind)
@@ -408,7 +409,7 @@ class Calls:
             return False
         if code in CREDENTIAL_CODES and self._credentials is not None:
             return operation.repair("credentials") and await self._renew(operation)
-        if code in DAMAGE_CODES:
+        if code == EMPTY_ANSWER:
             return operation.repair(code)
         if refusal.status == 417 and self._asks_first:
             self._asks_first = False

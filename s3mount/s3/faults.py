@@ -7,7 +7,7 @@ from typing import NamedTuple
 from s3mount.errors import (
     Archived,
     Changed,
-    Corrupt,
+    Damaged,
     Denied,
     Held,
     InvalidName,
@@ -33,7 +33,7 @@ ERROR_OF_CODE: Mapping[str, type[StoreError]] = {
     "AccountProblem": Denied,
     "AllAccessDisabled": Denied,
     "AuthorizationHeaderMalformed": WrongRegion,
-    "BadDigest": Corrupt,
+    "BadDigest": Damaged,
     "ConditionalRequestConflict": Changed,
     EMPTY_ANSWER: Unsupported,
     "EntityTooLarge": TooLarge,
@@ -42,13 +42,13 @@ ERROR_OF_CODE: Mapping[str, type[StoreError]] = {
     "ExpiredToken": Unrecognised,
     "ExpiredTokenException": Unrecognised,
     "IllegalLocationConstraintException": WrongRegion,
-    "IncompleteBody": Corrupt,
+    "IncompleteBody": Damaged,
     "InsufficientStorage": NoSpace,
     "InternalError": Unavailable,
     "InvalidAccessKeyId": Unrecognised,
     "InvalidArgument": InvalidRequest,
     "InvalidBucketName": NoSuchBucket,
-    "InvalidChecksum": Corrupt,
+    "InvalidChecksum": Damaged,
     "InvalidObjectName": InvalidName,
     "InvalidObjectState": Archived,
     "InvalidRange": InvalidRange,
@@ -81,8 +81,8 @@ ERROR_OF_CODE: Mapping[str, type[StoreError]] = {
     "TemporaryRedirect": WrongRegion,
     "TokenRefreshRequired": Unrecognised,
     "TooManyRequests": Unavailable,
-    "XAmzContentChecksumMismatch": Corrupt,
-    "XAmzContentSHA256Mismatch": Corrupt,
+    "XAmzContentChecksumMismatch": Damaged,
+    "XAmzContentSHA256Mismatch": Damaged,
     "XMinioAdminBucketQuotaExceeded": NoSpace,
     "XMinioInvalidObjectName": InvalidName,
     "XMinioStorageFull": NoSpace,
@@ -131,10 +131,6 @@ _TRANSIENT_CODES = frozenset(
         "TooManyRequests",
     }
 )
-# The body was damaged on its way, or is not what its checksum says: worth one more try.
-DAMAGE_CODES = frozenset(
-    {EMPTY_ANSWER, "BadDigest", "IncompleteBody", "XAmzContentChecksumMismatch"}
-)
 CREDENTIAL_CODES = frozenset(
     {
         "ExpiredToken",
@@ -165,6 +161,11 @@ class Refusal(NamedTuple):
         if self.code in _TRANSIENT_CODES:
             return True
         return self.status in _TRANSIENT_STATUSES and self.code not in ERROR_OF_CODE
+
+    @property
+    def damaged(self) -> bool:
+        """Whether the body was damaged on its way, or is not what its checksum says."""
+        return ERROR_OF_CODE.get(self.code) is Damaged
 
     @property
     def about_encryption(self) -> bool:

@@ -9,6 +9,7 @@ import trio
 from s3mount.s3.endpoint import Credentials
 
 _BASE_SECONDS = 0.1
+_MOST_DAMAGED = 6  # Attempts whose body may arrive damaged.
 _CAP_SECONDS = 4.0
 _MAX_RETRY_AFTER_SECONDS = 30.0
 
@@ -50,6 +51,7 @@ class Operation:
 
     __slots__ = (
         "_attempts",
+        "_damaged",
         "_failures",
         "_repaired",
         "credentials",
@@ -65,6 +67,7 @@ class Operation:
         self.credentials: Credentials | None = None
         self._repaired: frozenset[str] = frozenset()
         self._failures = 0
+        self._damaged = 0
         self._attempts = attempts
 
     def repair(self, what: str) -> bool:
@@ -73,6 +76,11 @@ class Operation:
             return False
         self._repaired |= {what}
         return True
+
+    def damaged(self) -> bool:
+        """Take note that the body arrived damaged; whether it is worth another attempt."""
+        self._damaged += 1
+        return self._damaged < _MOST_DAMAGED
 
     def progressed(self) -> None:
         """Take note that the last attempt, though it failed, has brought the call further."""

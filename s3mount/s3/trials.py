@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import trio
 
-from s3mount.errors import Corrupt, InvalidRange, InvalidRequest, NotFound, StoreError
+from s3mount.errors import Corrupt, Damaged, InvalidRange, InvalidRequest, NotFound, StoreError
 from s3mount.s3 import checksum
 from s3mount.s3.client import S3Client
 from s3mount.s3.scratch import purge
@@ -138,7 +138,7 @@ class _Trials:
             return None
         try:
             await self._put("damage", b"what was sent", crc=1)
-        except (Corrupt, InvalidRequest):
+        except (Corrupt, Damaged, InvalidRequest):
             return True
         return False
 
@@ -191,7 +191,7 @@ class _Trials:
             return False
         try:
             await self._try_sum(key, header, _sum(algorithm, b"else"))
-        except (Corrupt, InvalidRequest):
+        except (Corrupt, Damaged, InvalidRequest):
             return True
         return False
 

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from tests.faults import Answer, Delay
+from tests.faults import Answer, Delay, Flip
 from tests.mount.conftest import keys_of
 from tests.mounts import Bucket, Mount, Mounter, run_command
 
@@ -259,6 +259,18 @@ def test_a_file_that_is_closed_in_an_outage_arrives_after_it(
     proxy.up()
     wait_until(lambda: keys_of(bucket, s3) == ["file"], 60)
     assert body_of(s3, bucket, "file") == b"written in the outage"
+
+
+def test_what_arrives_damaged_again_and_again_is_not_given_up(
+    waiting: Mount, mount: Mounter, proxy, s3, bucket: Bucket
+):
+    """It was, after two attempts: then only `s3mount recover` had what was acknowledged."""
+    mount.expect_log("not uploaded yet: .*BadDigest")
+    proxy.inject(Flip(3, request=True), operation="PutObject", path="/file$", count=9)
+    (waiting.path / "file").write_bytes(b"content")
+    wait_until(lambda: keys_of(bucket, s3) == ["file"])
+    assert body_of(s3, bucket, "file") == b"content"
+    assert (waiting.path / "file").read_bytes() == b"content"
 
 
 def test_a_conflict_is_kept_for_people(
