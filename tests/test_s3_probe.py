@@ -110,14 +110,6 @@ async def test_a_name_that_is_refused_once_only_is_not_a_refused_one(weed: Serve
             assert once.hits == 1
 
 
-async def test_names_are_not_refused_because_of_what_else_is_written(rclone: Server):
-    # It does not always list what was put into a directory that another request made, too:
-    # of 300 trials 9 found other forms refused than the others did.
-    async with client_for(shared_bucket(rclone), prefix=own_prefix()) as client:
-        found = {await refused_names(client, f"{number}/") for number in range(100)}
-    assert found == {("//", ".", "..", "a slash at the end")}
-
-
 async def test_who_must_not_write_finds_names_that_are_not_even_looked_for(
     rustfs: Server, weed: Server
 ):
