@@ -73,7 +73,7 @@ class DirectoryFacts:
             return None
         later = page.token is not None and not self._store.capabilities.marker_objects
         marked = later or any(listed.key == key for listed in page.objects)
-        return await self.of_marker(key) if marked else await self._bare_one(key)
+        return await self.of_marker(key, marked=marked)
 
     async def of_folder(self, key: str) -> Entry | None:
         """The directory that Hadoop's marker makes of *key*, where nothing is under it."""
@@ -94,29 +94,25 @@ class DirectoryFacts:
             return None
         return await self.of_marker(key)
 
-    async def of_marker(self, key: str) -> Entry:
-        """The directory *key*, which is there; `Entry.marker` tells whether it may have one."""
+    async def of_marker(self, key: str, *, marked: bool = True) -> Entry:
+        """The directory *key*, which is there; `Entry.marker` tells whether it may have one.
+
+        The store is not asked where it is known that it has none (*marked* is False).
+        """
         now = self._cache.clock()
         if self._index.lasting and (known := await self._index.directory_at(key, now)) is not None:
             return known
-        marker = True
-        if self._keep_attributes:
+        if marked and self._keep_attributes:
             try:
                 info = await self._store.head(key)
             except StoreError as error:
                 # A directory is there whether or not it can say who owns it.
                 log.debug("%s: no marker: %s", key, error)
-                marker = not isinstance(error, NotFound)
+                marked = not isinstance(error, NotFound)
             else:
                 attributes = decode(info.metadata, self._defaults.directory(info.modified_ns))
                 return Entry(True, info.size, "", info.modified_ns, attributes, now, True)
-        return Entry(True, 0, "", 0, self._defaults.directory(0), now, marker)
-
-    async def _bare_one(self, key: str) -> Entry:
-        now = self._cache.clock()
-        if self._index.lasting and (known := await self._index.directory_at(key, now)) is not None:
-            return known
-        return Entry(True, 0, "", 0, self._defaults.directory(0), now, False)
+        return Entry(True, 0, "", 0, self._defaults.directory(0), now, marked)
 
     async def is_empty(self, prefix: str) -> bool:
         """Whether the store has nothing under *prefix* but the marker itself; asks always."""
