@@ -1,9 +1,14 @@
 """The blocks in memory: what a reader holds stays as it is until it waits again."""
 
+import time
+from pathlib import Path
+
 import pytest
 import trio
 
+from s3mount.cache import disk as disk_module
 from s3mount.cache.blocks import BLOCK_SIZE, BlockCache, ObjectVersion
+from s3mount.cache.disk import BlockDisk
 from s3mount.cache.readahead import LARGE, ReadAhead
 from s3mount.errors import Corrupt
 from s3mount.memory import MemoryBudget
@@ -81,3 +86,41 @@ async def test_damage_is_found_though_the_first_blocks_are_given_up_early(weed: 
             with pytest.raises(Corrupt):
                 await read_all()
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("seconds", "is_waited_for"), [(0.005, True), (0.1, False)])
+async def test_a_disk_that_keeps_up_gets_everything_that_is_read(
+    weed: Server, tmp_path: Path, monkeypatch, seconds: float, is_waited_for: bool
+):
+    """Each block takes the disk *seconds*: 200 MB/s, less than the store gives, or 10 MB/s."""
+    monkeypatch.setattr(disk_module, "SLOW", 50e6)
+    body = random_bytes(176 * BLOCK_SIZE)
+
+    def checksum(data: memoryview, _seed: int) -> int:
+        time.sleep(seconds)  # In the thread that writes.
+        return len(data)
+
+    async with (
+        client_for(shared_bucket(weed), prefix=own_prefix()) as client,
+        trio.open_nursery() as nursery,
+    ):
+        stored = await client.put("file", [body], headers={})
+        version = ObjectVersion("file", stored.etag, len(body))
+        disk = BlockDisk(tmp_path / "cache", "store", 1 << 30, 0, checksum)
+        disk.open()
+        nursery.start_soon(disk.run)
+        cache = BlockCache(client, MemoryBudget(len(body)), nursery, disk, verify=False)
+        reader = ReadAhead(cache, 32 * BLOCK_SIZE)
+        began = trio.current_time()
+        for start in range(0, len(body), BLOCK_SIZE):
+            await reader.read(version, start, start + BLOCK_SIZE)
+        took = trio.current_time() - began
+        if is_waited_for:
+            await disk.flush()
+            assert disk.skipped == 0
+            assert disk.written_bytes == len(body)
+        else:
+            assert disk.skipped > 0
+            assert took < len(body) // BLOCK_SIZE * seconds / 2
+        nursery.cancel_scope.cancel()
+    disk.close()

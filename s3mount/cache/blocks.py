@@ -259,6 +259,8 @@ class BlockCache:
         error: StoreError | None = None
         try:
             for start, run in await self._load(version, first, blocks):
+                if self._disk is not None and not urgent:
+                    await self._disk.wait_for_room()
                 await self._get(version, start, run, urgent)
         except StoreError as caught:
             # Whoever waits raises it; a prefetch nobody waits for is asked again on demand,

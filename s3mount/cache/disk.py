@@ -32,7 +32,11 @@ Checksum = Callable[[memoryview, int], int]
 MAGIC = b"s3mblk1\n"
 HEADER = struct.Struct("<8s32sQQ")  # magic, identity, size of the data, checksum
 MAX_WAITING = 128  # Blocks that wait to be written; a faster reader leaves gaps in the cache.
+MANY_WAITING = 48  # From here on whoever fetches ahead waits: what is under way comes on top.
 BATCH = 16
+SLOW = 100e6  # A disk that writes fewer bytes a second is not waited for,
+PATIENCE = 0.25  # nor one that writes nothing for so many seconds.
+MEASURED = 4 << 20  # Bytes in one batch that say something about its pace.
 DROP_AGAIN_AFTER = 5.0  # Seconds, if what is to be dropped could not be removed.
 RETRY_AFTER = 60.0  # Seconds without writing after the disk has failed.
 
@@ -69,6 +73,8 @@ class BlockDisk:
         self._database: sqlite3.Connection | None = None
         self._waiting: list[_Waiting] = []
         self._wake = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+        self._pace = 2 * SLOW  # Bytes a second, lately.
         self._writing = trio.Lock()
         self._used: set[bytes] = set()
         self._dropped: set[bytes] = set()
@@ -141,6 +147,17 @@ class BlockDisk:
         self._wake.unpark_all()
         return True
 
+    async def wait_for_room(self) -> None:
+        """Have whoever fetches ahead go no faster than a quick disk writes.
+
+        Else a part of what is read once would have to be fetched again the next time.
+        """
+        while len(self._waiting) >= MANY_WAITING and self._pace >= SLOW:
+            with trio.move_on_after(PATIENCE) as scope:
+                await self._room.park()
+            if scope.cancelled_caught:
+                self._pace = 0.0  # Until the next batch tells better.
+
     def drop(self, names: Iterable[bytes]) -> None:
         """Serve these blocks no more; they are removed soon."""
         self._dropped.update(names)
@@ -187,11 +204,15 @@ class BlockDisk:
 
     async def _write_batch(self) -> bool:
         batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+        started = trio.current_time()
         uses, self._used = self._used, set()
         dropped = frozenset(self._dropped)
         try:
             await trio.to_thread.run_sync(self._write_all, batch, uses, dropped)
             self._dropped -= dropped
+            size = sum(len(item.data) for item in batch)
+            if size >= MEASURED:
+                self._pace = size / max(trio.current_time() - started, 1e-6)
         except (OSError, sqlite3.Error) as error:
             self._quiet_until = trio.current_time() + RETRY_AFTER
             log.warning("%s: the cache is not written to for a minute: %s", self._path, error)
@@ -199,6 +220,7 @@ class BlockDisk:
         finally:
             for item in batch:
                 item.done()
+            self._room.unpark_all()
         return True
 
     # -- in threads ------------------------------------------------------------------------
