@@ -28,7 +28,7 @@ from s3mount.fs.treegate import TreeGate
 from s3mount.fs.watching import Watcher
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.xattrs import Xattrs
-from s3mount.fuse import FuseOperations, forget_in_kernel
+from s3mount.fuse import FuseOperations
 from s3mount.kernelcache import KernelNotices
 from s3mount.memory import MemoryBudget
 from s3mount.metrics import Metrics
@@ -109,7 +109,7 @@ class Assembly:
         """
         engine = self._engine(background, work)
         blocks, filesystem = engine.blocks, engine.filesystem
-        blocks.tell_damage_to(Condemner(filesystem, background, forget_in_kernel).condemn)
+        blocks.tell_damage_to(Condemner(filesystem, background, engine.notices.drop).condemn)
         metrics = Metrics()
         mover = TreeMover(self._client, self._journal.journal, work)
         return Parts(
@@ -254,8 +254,8 @@ class Assembly:
             self._xattrs(filesystem, changer),
             metrics,
             client.trace,
+            engine.notices,
             ttl=self._config.metadata_ttl,
-            names_can_expire=engine.notices.names_can_expire,
             writeback_cache=True,
             slow=self._config.log_slow,
         )

@@ -9,11 +9,13 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import pyfuse3
 import trio
 
 from s3mount import control, logs, notify, webpage
+from s3mount.apart import call_apart
 from s3mount.assembly import Assembly, Engine, Parts
 from s3mount.cache.disk import BlockDisk
 from s3mount.caches import Caches
@@ -269,10 +271,12 @@ class Daemon:
         self, parts: Parts, nursery: trio.Nursery, background: trio.Nursery
     ) -> None:
         with trio.fail_after(ANSWER_TIMEOUT):
-            await trio.to_thread.run_sync(os.stat, self._config.mountpoint, abandon_on_cancel=True)
+            device = await trio.to_thread.run_sync(
+                _device_of, self._config.mountpoint, abandon_on_cancel=True
+            )
         if not parts.operations.initialised:
             raise MountError("the kernel and libfuse did not agree on the protocol", 2)
-        self._kernel.widen_read_ahead(READ_AHEAD)
+        self._kernel.widen_read_ahead(READ_AHEAD, device)
         await trio.to_thread.run_sync(
             name_helper, self._config.mountpoint, "_netdev" in self._config.mount_flags
         )
@@ -294,7 +298,7 @@ class Daemon:
     def _past_commands(self, parts: Parts) -> PastCommands:
         """What it can be asked for about the past of the bucket."""
         past = Past(parts.filesystem, parts.client, parts.journal.journal)
-        return PastCommands(past, self._ending.push_pages, read_only=self._config.ro)
+        return PastCommands(past, self._ending.push_pages, parts.notices, read_only=self._config.ro)
 
     def _commands(self, parts: Parts) -> Commands:
         """What the control socket can be asked for."""
@@ -317,3 +321,8 @@ class Daemon:
                 self._config, parts.filesystem, parts.operations, parts.blocks, self._disk
             ),
         )
+
+
+def _device_of(mountpoint: Path) -> int:
+    """The number of the device that is mounted; blocks until we have answered the kernel."""
+    return call_apart(os.stat, mountpoint).st_dev

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import logging
@@ -12,7 +11,6 @@ import time
 from collections.abc import Sequence
 
 import pyfuse3
-import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -36,11 +34,12 @@ from s3mount.fs.changing import Changer
 from s3mount.fs.directories import Directories
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.handles import Opener
-from s3mount.fs.inodes import ROOT, Inode
+from s3mount.fs.inodes import ROOT
 from s3mount.fs.refreshing import Refresher
 from s3mount.fs.renaming import Renamer
 from s3mount.fs.status import Changes, Stat
 from s3mount.fs.xattrs import CAPABILITY, Xattrs
+from s3mount.kernelcache import KernelNotices, forget_attributes
 from s3mount.metrics import Metrics
 from s3mount.paths import Subjects
 from s3mount.request import Request, Surroundings
@@ -51,7 +50,6 @@ log = logging.getLogger(__name__)
 
 BLOCK = 1 << 20  # st_blksize: programs that ask use it for their reads and writes.
 NAME_MAX = 255
-KERNEL_PATIENCE = 2.0  # Seconds that a refresh waits for the kernel to forget.
 DIRECTORY_SIZE = 4096  # As on a disk.
 UNLOOKED, HASH_MASK = 1 << 62, (1 << 61) - 1  # d_ino of names that have no inode yet
 
@@ -107,9 +105,9 @@ class FuseOperations(pyfuse3.Operations):
         xattrs: Xattrs,
         metrics: Metrics,
         trace: Trace,
+        notices: KernelNotices,
         *,
         ttl: float,
-        names_can_expire: bool,
         writeback_cache: bool,
         slow: float,
     ) -> None:
@@ -125,12 +123,12 @@ class FuseOperations(pyfuse3.Operations):
         self._metrics = metrics
         self._trace = trace
         self.ttl = ttl
-        self._names_can_expire = names_can_expire  # The kernel can be told of a name in doubt.
+        self._notices = notices
         self.callers = Callers()
         subjects = Subjects(filesystem, self._directories)
         self._surroundings = Surroundings(self.callers, subjects, slow)
         self._readers: dict[int, int] = {}  # who has opened a directory
-        filesystem.open_files.tell_stale_names_to(_forget_name_of)
+        filesystem.open_files.tell_stale_names_to(notices.forget_name_of)
         self.initialised = False
 
     def init(self) -> None:
@@ -171,7 +169,7 @@ class FuseOperations(pyfuse3.Operations):
         entry.st_atime_ns = attributes.mtime_ns
         entry.st_ctime_ns = attributes.ctime_ns
         left = max(0.0, self._fs.cache.lifetime() - found.age)
-        entry.entry_timeout = left if self._names_can_expire else min(left, self.ttl)
+        entry.entry_timeout = left if self._notices.names_can_expire else min(left, self.ttl)
         entry.attr_timeout = left if found.certain else 0.0
         return entry
 
@@ -275,7 +273,7 @@ class FuseOperations(pyfuse3.Operations):
                 parent_inode_old, name_old, parent_inode_new, name_new, flags
             )
             if not known:  # It has moved what it took for that file, an older version.
-                _forget_name(parent_inode_new, name_new)
+                self._notices.forget_name(parent_inode_new, name_new)
 
     # -- files -----------------------------------------------------------------------------
 
@@ -319,7 +317,8 @@ class FuseOperations(pyfuse3.Operations):
         with self._request("write", fh, self._fs.handles.writer(fh)):
             changed = self._fs.handles.drop_set_id(fh)
             if changed is not None:
-                _invalidate_attributes(changed)
+                # The mode has changed behind the kernel's back.
+                forget_attributes(changed)
             self._metrics.operation("write").bytes += len(buf)
             return await self._fs.handles.write(fh, off, buf)
 
@@ -398,58 +397,18 @@ class FuseOperations(pyfuse3.Operations):
         with self._request("setxattr", inode, ctx.pid):
             stale = await self._xattrs.set(inode, name, value)
             if stale:
-                await forget_in_kernel(stale)
+                await self._notices.drop(stale)
 
     async def refresh(self) -> None:
         """Drop what is known of all names, here and in the kernel."""
-        await forget_in_kernel(await self._refresher.refresh(self._fs.inodes.root))
+        await self._notices.drop(await self._refresher.refresh(self._fs.inodes.root))
 
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         with self._request("removexattr", inode, ctx.pid):
             await self._xattrs.remove(inode, name)
 
 
-async def forget_in_kernel(stale: Sequence[Inode]) -> None:
-    """Have the kernel ask again for attributes and bytes.
-
-    In a thread, because it may have to wait for pages that we have yet to take; and not for
-    ever, because it may also wait for the request that we are answering.
-    """
-    numbers = [inode.number for inode in stale]
-    with trio.move_on_after(KERNEL_PATIENCE):
-        await trio.to_thread.run_sync(_invalidate, numbers, abandon_on_cancel=True)
-    for inode in stale:
-        # Only names that stand for something else by now: the others may be somebody's
-        # working directory, which would lose its path.
-        forgotten = inode.vanished if inode.directory else inode.gone
-        if forgotten:
-            _forget_name_of(inode)
-
-
-def _forget_name_of(inode: Inode) -> None:
-    """Have the kernel look up anew what an inode was known by."""
-    if inode.parent is not None:
-        _forget_name(inode.parent.number, inode.name)
-
-
-def _forget_name(parent: int, name: bytes) -> None:
-    """Have the kernel look a name up anew, as soon as it can."""
-    pyfuse3.invalidate_entry_async(InodeT(parent), FileNameT(name), ignore_enoent=True)
-
-
-def _invalidate(numbers: Sequence[int]) -> None:
-    for number in numbers:
-        with contextlib.suppress(OSError):  # The kernel has forgotten it by itself.
-            pyfuse3.invalidate_inode(InodeT(number))
-
-
 def _new(mode: int, ctx: RequestContext, rdev: int = 0) -> Attributes:
     """The attributes of something that a process makes now; the kernel applied its umask."""
     now = time.time_ns()
     return Attributes(mode, ctx.uid, ctx.gid, now, now, rdev)
-
-
-def _invalidate_attributes(number: int) -> None:
-    """The mode has changed behind the kernel's back.  Attributes only: that cannot block."""
-    with contextlib.suppress(OSError):
-        pyfuse3.invalidate_inode(InodeT(number), attr_only=True)

@@ -13,6 +13,7 @@ import array
 import contextlib
 import ctypes
 import errno
+import fcntl
 import logging
 import os
 import select
@@ -45,6 +46,7 @@ INIT_IN_FLAGS = 40 + 12  # fuse_init_in follows fuse_in_header
 INIT_OUT = 16  # fuse_init_out follows fuse_out_header
 INIT_FLAGS = INIT_OUT + 12
 INIT_BACKGROUND = INIT_OUT + 16
+FUSE_DEV_IOC_CLONE = 0x8004E500
 MAX_BACKGROUND, CONGESTION = 128, 96  # Requests that the kernel sends ahead of answers.
 
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
@@ -194,12 +196,29 @@ class KernelMount:
         self._ours = None
 
     def notices(self) -> int:
-        """A descriptor of its own for notices to the kernel; the caller closes it."""
-        return os.dup(self._theirs)
+        """A descriptor of a device of its own for notices to the kernel; the caller closes it.
 
-    def widen_read_ahead(self, size: int) -> None:
-        """Let the kernel read ahead up to *size* bytes, where we are allowed to say so."""
-        device = self.mountpoint.stat().st_dev
+        When we are killed while a notice waits for somebody whose request we have read, the
+        kernel answers that request as soon as the device is closed that it was read from.
+        Raises `OSError` when there is no mount any more.
+        """
+        try:
+            clone = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return os.dup(self._theirs)
+        try:
+            fcntl.ioctl(clone, FUSE_DEV_IOC_CLONE, struct.pack("=I", self._theirs))
+        except OSError as error:
+            log.debug("/dev/fuse cannot be cloned: %s", error)
+            os.close(clone)
+            return os.dup(self._theirs)
+        return clone
+
+    def widen_read_ahead(self, size: int, device: int) -> None:
+        """Let the kernel read ahead up to *size* bytes, where we are allowed to say so.
+
+        *device* is the number of the mount's, as stat(2) tells it.
+        """
         bdi = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
         try:
             bdi.write_text(str(size >> 10))
@@ -221,6 +240,7 @@ class KernelMount:
         """Let go of the descriptors; the mount must be gone, or abandoned."""
         if self._theirs >= 0:
             pyfuse3.close(unmount=False)
+            self._theirs = -1
         if self._ours is not None:
             self._ours.close()
         if self._kernel >= 0:

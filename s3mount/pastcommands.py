@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from s3mount.control import Handler, Progress
 from s3mount.errors import MountError, PosixError
 from s3mount.fs.undeleting import Outcome, Past
-from s3mount.fuse import forget_in_kernel
+from s3mount.kernelcache import KernelNotices
 from s3mount.s3.store import ListedVersion
 
 TELL_EVERY = 100  # Files.
@@ -22,9 +22,15 @@ class PastCommands:
     """Answers those who ask for versions, or want them back."""
 
     def __init__(
-        self, past: Past, push_pages: Callable[[], Awaitable[None]], *, read_only: bool
+        self,
+        past: Past,
+        push_pages: Callable[[], Awaitable[None]],
+        notices: KernelNotices,
+        *,
+        read_only: bool,
     ) -> None:
         self._past = past
+        self._notices = notices
         self._push_pages = push_pages
         self._read_only = read_only
 
@@ -51,7 +57,7 @@ class PastCommands:
             if outcome.unknown and await self._past.is_directory(key):
                 raise PosixError(errno.EISDIR)
             if outcome.version is not None:
-                await forget_in_kernel(await self._past.forget(key, tree=False))
+                await self._notices.drop(await self._past.forget(key, tree=False))
             return {"outcomes": [_told(outcome)]}
         return {"outcomes": await self._undelete_tree(key, request, progress)}
 
@@ -71,7 +77,7 @@ class PastCommands:
         finally:
             # Also of what was done before it failed.
             stale = await self._past.forget(key, tree=True) if count else ()
-            await forget_in_kernel(stale)
+            await self._notices.drop(stale)
         return told
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import trio
 
 from s3mount import logs, notify
+from s3mount.apart import call_apart
 
 log = logging.getLogger(__name__)
 # What somebody has asked to see in the log, whatever its level is.
@@ -79,7 +80,7 @@ async def keep_informed(look: Callable[[], Report], mountpoint: Path) -> None:
 
 def _use(mountpoint: Path) -> None:
     try:
-        os.statvfs(mountpoint)
+        call_apart(os.statvfs, mountpoint)
     except OSError as error:
         # An answer, too: there is no mount any more, or nobody may look at it.
         log.debug("%s: %s", mountpoint, error)

@@ -15,8 +15,10 @@ MAX_LINES = 500
 LAYERS = (
     (
         "s3mount",
+        "s3mount.apart",
         "s3mount.errors",
         "s3mount.metrics",
+        "s3mount.noticer",
         "s3mount.exposition",
         "s3mount.memory",
         "s3mount.private",

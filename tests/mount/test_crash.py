@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from tests.crashload import Worker, planted, successors
 from tests.faults import Answer, Delay, Hang, Point
 from tests.mount.conftest import keys_of
-from tests.mounts import Bucket, Mount, Mounter
+from tests.mounts import Bucket, Mount, Mounter, abort_connection
 
 MIB = 1 << 20
 BUDGET = 25.0  # Seconds for the random crashes; `scripts/soak --crashes 200` takes longer.
@@ -67,6 +68,47 @@ def wait_for(true: Callable[[], bool], timeout: float = 20.0) -> None:
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+def gives_a_notice(process_id: int) -> bool:
+    """Whether a child of a daemon waits in the kernel for what no signal ends."""
+    of_threads = Path(f"/proc/{process_id}/task").glob("*/children")
+    children = [child for one in of_threads for child in one.read_text().split()]
+    statuses = [one for child in children for one in Path(f"/proc/{child}/task").glob("*/stat")]
+    return any(one.read_text().rpartition(")")[2].split()[0] == "D" for one in statuses)
+
+
+@pytest.mark.parametrize("what", ["name", "bytes"])
+def test_a_killed_daemon_is_gone_though_a_notice_waits(
+    mount: Mounter, bucket: Bucket, proxy, s3, what: str
+):
+    """The kernel takes a notice when somebody has let go who waits for the daemon's answer."""
+    for key in ("file", "other"):
+        s3.put_object(Bucket=bucket.name, Key=key, Body=bytes(3 * MIB))
+    operation, path, command = {
+        "name": ("DeleteObject", "other", "rm"),
+        "bytes": ("GetObject", "file", "cat"),
+    }[what]
+    one = mount(bucket, url=proxy.url)
+    opened = os.open(one.path / path, os.O_RDONLY)
+    try:
+        proxy.inject(Hang(Point.REQUEST), operation=operation, path="/file$")
+        waiting = [command, one.path / "file"]
+        program = subprocess.Popen(waiting, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        wait_for(lambda: requests_for(proxy, operation) >= 1)
+        s3.delete_object(Bucket=bucket.name, Key="other")
+        os.setxattr(opened, "user.s3mount.refresh", b"1")
+        wait_for(lambda: gives_a_notice(one.process_id))
+        try:
+            one.kill()
+        except TimeoutError:
+            abort_connection(one.path)  # Else this very process would wait in close(2) for ever.
+            raise
+        _, complaint = program.communicate(timeout=10)
+        assert program.returncode != 0, complaint
+    finally:
+        with suppress(OSError):
+            os.close(opened)
 
 
 @pytest.mark.parametrize("options", [(), WRITEBACK], ids=["durable", "writeback"])
