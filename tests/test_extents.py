@@ -92,6 +92,14 @@ def test_appending_little_to_much_sends_little():
     assert sum(p.range.size for p in parts if not p.copied) == 1024
 
 
+def test_much_is_copied_by_many_requests_at_once_but_not_by_thousands():
+    for size, count in ((64 * MIB, 1), (1024 * MIB, 8), (4 << 40, 1000)):
+        parts = plan_parts(size, size, Extents(), PartGrid(8 * MIB))
+        assert len(parts) == count
+        assert all(part.copied for part in parts)
+        assert max(part.range.size for part in parts) <= 5 << 30
+
+
 def test_a_scattered_change_of_a_huge_file_keeps_to_ten_thousand_parts():
     dirty = Extents()
     for index in range(12_000):

@@ -22,6 +22,7 @@ from s3mount.s3.store import (
     Stored,
 )
 from s3mount.storing import CLASS, STANDARD, lasting
+from s3mount.write.extents import copy_part_size
 from s3mount.write.journal import Journal
 from s3mount.write.notes import begin_upload, forget
 from s3mount.write.records import COPYING, DELETING, UNDOING, TreeRecord
@@ -32,7 +33,6 @@ CLOCK_LEEWAY = 60.0  # Seconds.
 RETRY_FIRST, RETRY_MOST = 1.0, 30.0  # Seconds.
 PARALLEL_COPIES = 32
 DELETE_BATCH = 1000  # S3's limit of DeleteObjects.
-COPY_PART_SIZE = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,25 +379,28 @@ async def _copy_parts(
     """Copy an object part by part, many at a time."""
     done: dict[int, PartDone] = {}
     failures: list[StoreError] = []
+    step = copy_part_size(source.size)
+    slots = trio.CapacityLimiter(PARALLEL_COPIES)
 
     async def copy(number: int, start: int) -> None:
-        stop = min(start + COPY_PART_SIZE, source.size)
+        stop = min(start + step, source.size)
         try:
-            done[number] = await store.copy_part(
-                target,
-                upload_id,
-                number,
-                source=source.key,
-                start=start,
-                stop=stop,
-                source_etag=source.etag,
-            )
+            async with slots:
+                done[number] = await store.copy_part(
+                    target,
+                    upload_id,
+                    number,
+                    source=source.key,
+                    start=start,
+                    stop=stop,
+                    source_etag=source.etag,
+                )
         except StoreError as error:
             failures.append(error)
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        for number, start in enumerate(range(0, source.size, COPY_PART_SIZE), 1):
+        for number, start in enumerate(range(0, source.size, step), 1):
             nursery.start_soon(copy, number, start)
     if failures:
         raise failures[0]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from s3mount.s3.store import MAX_PARTS, MIB, MIN_PART_SIZE
 
 MAX_CELL_SIZE = 4096 * MIB  # S3 takes 5 GiB; two joined pieces must stay below that.
-COPY_PART_SIZE = 1024 * MIB
+COPY_PART_SIZE = 128 * MIB  # Stores copy a part with one thread: many at once take less time.
+MANY_COPIES = 1000  # Of a very large object larger parts are copied, but no more requests made.
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -163,6 +164,11 @@ class Part:
     copied: bool
 
 
+def copy_part_size(size: int) -> int:
+    """How much of an object of *size* bytes to copy with one request; at most 5 GiB."""
+    return max(COPY_PART_SIZE, -(-size // (MANY_COPIES * MIB)) * MIB)
+
+
 def plan_parts(size: int, base_size: int, dirty: Extents, grid: PartGrid) -> list[Part]:
     """Cut a changed file of *size* bytes into parts that send little more than what changed.
 
@@ -183,12 +189,12 @@ def plan_parts(size: int, base_size: int, dirty: Extents, grid: PartGrid) -> lis
 
 def _tile(size: int, sent: list[tuple[int, int]], grid: PartGrid) -> list[Part]:
     parts: list[Part] = []
-    position = 0
+    position, most = 0, copy_part_size(size)
     for start, stop in sent:
-        parts.extend(_copies(position, start))
+        parts.extend(_copies(position, start, most))
         parts.extend(_pieces(start, stop, grid))
         position = stop
-    parts.extend(_copies(position, size))
+    parts.extend(_copies(position, size, most))
     return parts
 
 
@@ -221,10 +227,10 @@ def _widen(begin: int, end: int, size: int, grid: PartGrid) -> tuple[int, int]:
     return start, min(stop, size)
 
 
-def _copies(start: int, stop: int) -> Iterator[Part]:
+def _copies(start: int, stop: int, most: int) -> Iterator[Part]:
     """Cut a clean stretch into copies: many run at once, and none takes minutes by itself."""
     while start < stop:
-        end = stop if stop - start < COPY_PART_SIZE + MIN_PART_SIZE else start + COPY_PART_SIZE
+        end = stop if stop - start < most + MIN_PART_SIZE else start + most
         yield Part(ByteRange(start, end), copied=True)
         start = end
 
