@@ -195,6 +195,7 @@ class BlockDisk:
             waiting, self._waiting = self._waiting, []
             for item in waiting:
                 item.done()
+            self._room.unpark_all()
             return await trio.to_thread.run_sync(self._clear)
 
     async def _write_some(self) -> bool:
