@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar, TypeVarTuple, Unpack
 
 Arguments = TypeVarTuple("Arguments")
@@ -26,22 +27,17 @@ def call_apart(function: Callable[[Unpack[Arguments]], Result], *arguments: *Arg
 
     Blocks, so it is itself called in a thread.  *function* may not even write into the log.
     """
-    results: list[Result] = []
-    errors: list[BaseException] = []
+    answer: Future[Result] = Future()
 
     def run() -> None:
         _part_with_descriptors()
         try:
-            results.append(function(*arguments))
+            answer.set_result(function(*arguments))
         except BaseException as error:
-            errors.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=run, name="apart", daemon=True)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    threading.Thread(target=run, name="apart", daemon=True).start()
+    return answer.result()
 
 
 def _part_with_descriptors() -> None:

@@ -40,8 +40,6 @@ SLICE = 500  # Inodes between two turns of the loop: 2 ms.
 MAX_WAITING = 20_000  # Names; when more wait, all are looked up anew.
 PATIENCE = 2.0  # Seconds that somebody waits for the kernel to drop bytes.
 END_PATIENCE = 2.0  # Seconds that the end of a mount waits for the kernel to take a notice.
-_SIZE = struct.Struct("=I")
-_HEAD = struct.Struct("=IiQ")  # fuse_out_header
 _INODE = struct.Struct("=Qqq")  # fuse_notify_inval_inode_out; from 0 to 0 are all pages
 _ENTRY = struct.Struct("=QII")  # fuse_notify_inval_entry_out
 
@@ -112,6 +110,8 @@ class KernelNotices:
         It may have to wait for pages that we have yet to take, and even for the request that we
         are answering, so after `PATIENCE` it is not waited for.
         """
+        if not inodes:
+            return
         done = trio.Event()
         self._drops.append(([_inode_notice(inode.number) for inode in inodes], done))
         self._wake.set()
@@ -179,14 +179,12 @@ class _Noticer:
     async def give(self, notices: Sequence[bytes]) -> None:
         """Give notices, and wait until the kernel has taken them.  Not for two tasks at once."""
         batch = b"".join(notices)
-        if not batch:
-            return
         try:
             if self._process is None:
                 self._process = await self._start()
             assert self._process.stdin is not None
             assert self._process.stdout is not None
-            await self._process.stdin.send_all(_SIZE.pack(len(batch)) + batch)
+            await self._process.stdin.send_all(noticer.SIZE.pack(len(batch)) + batch)
             if await self._process.stdout.receive_some(1):
                 return
         except (OSError, trio.BrokenResourceError) as error:
@@ -244,4 +242,4 @@ def _entry_notice(name: Name, flags: int) -> bytes:
 
 
 def _notice(kind: int, body: bytes) -> bytes:
-    return _HEAD.pack(_HEAD.size + len(body), kind, 0) + body
+    return noticer.ANSWER.pack(noticer.ANSWER.size + len(body), kind, 0) + body

@@ -27,7 +27,7 @@ import threading
 
 SIZE = struct.Struct("=I")  # also the first field of fuse_out_header
 REQUEST = struct.Struct("=IIQ")  # fuse_in_header: size, operation, number
-ANSWER = struct.Struct("=IiQ")  # fuse_out_header
+ANSWER = struct.Struct("=IiQ")  # fuse_out_header: size, error or kind of the notice, number
 LARGEST = (1 << 20) + (64 << 10)  # Bytes of a request: what is written at once, and its head.
 FORGET, INTERRUPT, BATCH_FORGET = 2, 36, 42  # Requests that want no answer.
 LOOK_INTERVAL_MS = 20
