@@ -132,6 +132,9 @@ async def _converse(stream: trio.SocketStream, pages: Pages) -> None:
     )
     await stream.send_all(head.encode() + (b"" if method == "HEAD" else page.body))
     await stream.send_eof()
+    # Hanging up on what was sent and not read would be a reset, by which the answer may be lost.
+    while await stream.receive_some(MAX_REQUEST_SIZE):
+        pass
 
 
 def _page(data: bytes, pages: Pages) -> tuple[str, Page]:

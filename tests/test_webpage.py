@@ -270,7 +270,7 @@ def test_only_questions_that_make_sense_are_answered(site: Site):
     # A name that an attacker lets a victim's browser resolve to this machine.
     assert site.get("/status.json", host="evil.example.com")[0] == 403
     assert site.raw(b"GET /status.json HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 403")
-    for nonsense in (b"\r\n\r\n", b"GET\r\n\r\n", b"\xff" * 20 + b"\r\n\r\n", b"x" * 20_000):
+    for nonsense in (b"\r\n\r\n", b"GET\r\n\r\n", b"\xff" * 20 + b"\r\n\r\n", b"x" * (8 << 20)):
         assert site.raw(nonsense).startswith(b"HTTP/1.1 400")
     assert site.raw(b"") == b""
     assert (site.mount.path / "still").write_bytes(b"here") == 4
