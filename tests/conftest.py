@@ -175,6 +175,14 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     assert not any(leaks.values()), leaks
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[int]:
+    """A descriptor of the directory of this test."""
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield descriptor
+    os.close(descriptor)
+
+
 @pytest.fixture(scope="session")
 def credentials() -> Credentials:
     """A key pair for this session's servers."""

@@ -1,8 +1,6 @@
 """A tree is moved as a whole or not at all, also when whoever asked for it is killed."""
 
-import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -35,42 +33,29 @@ class Killing(Journal):
             self._scope.cancel()
 
 
-@asynccontextmanager
-async def new_journal(directory: Path, killed: trio.CancelScope | None) -> AsyncIterator[Journal]:
-    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        journal = Killing(folder, killed) if killed else Journal(folder, CRC)
-        journal.create()
-        try:
-            yield journal
-        finally:
-            journal.close()
-    finally:
-        os.close(folder)
-
-
 @pytest.mark.parametrize("killed", [False, True])
 async def test_who_is_killed_when_all_is_copied_has_moved_the_tree(
-    weed: Server, tmp_path: Path, killed: bool
+    weed: Server, folder: int, tmp_path: Path, killed: bool
 ):
     scope = trio.CancelScope()
     copied = None
-    async with (
-        new_journal(tmp_path, scope if killed else None) as journal,
-        client_for(shared_bucket(weed), prefix=own_prefix()) as client,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(journal.run)
-        await client.put("old/file", [b"content"], headers={})
-        mover = TreeMover(client, journal, nursery)
-        with scope:
-            copied = await mover.copy("old/", "new/", replacing=False)
-        assert copied is not None
-        assert set(copied.etags) == {"new/file"}
-        (record,) = read_log(read_file(tmp_path / LOG), CRC).records.values()
-        assert record.fields["phase"] == DELETING
-        await mover.remove(copied)
-        assert journal.empty
-        page = await client.list_page("", token=None, flat=True)
-        assert [found.key for found in page.objects] == ["new/file"]
-        nursery.cancel_scope.cancel()
+    with closing(Killing(folder, scope) if killed else Journal(folder, CRC)) as journal:
+        journal.create()
+        async with (
+            client_for(shared_bucket(weed), prefix=own_prefix()) as client,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(journal.run)
+            await client.put("old/file", [b"content"], headers={})
+            mover = TreeMover(client, journal, nursery)
+            with scope:
+                copied = await mover.copy("old/", "new/", replacing=False)
+            assert copied is not None
+            assert set(copied.etags) == {"new/file"}
+            (record,) = read_log(read_file(tmp_path / LOG), CRC).records.values()
+            assert record.fields["phase"] == DELETING
+            await mover.remove(copied)
+            assert journal.empty
+            page = await client.list_page("", token=None, flat=True)
+            assert [found.key for found in page.objects] == ["new/file"]
+            nursery.cancel_scope.cancel()
