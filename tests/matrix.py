@@ -58,6 +58,11 @@ What was found while daemons and servers were killed, and what s3mount makes of 
   (`mount/test_old_store.py::test_a_directory_that_is_only_listed_is_not_there`).
 - **rclone serve s3** 1.75.2 may not list what was put while another request made the same
   directory. What a mount has written itself it knows; other hosts may see it later.
+- It also goes on listing what is gone, and keeps what it said it deleted, where a directory is made
+  or read anew while something in it is written, until it forgets the directory (five minutes).
+  The trials at the mount write alone into a directory first, and write and delete once more what is
+  still listed when they have ended
+  (`test_s3_probe.py::test_what_was_deleted_in_vain_is_deleted_again`).
 """
 
 

@@ -3,14 +3,16 @@
 from urllib.parse import quote
 
 import pytest
+import trio
 
 from s3mount.errors import Denied
+from s3mount.s3.client import S3Client
 from s3mount.s3.escaping import SAMPLES
 from s3mount.s3.oddities import refused_names
 from s3mount.s3.probe import look, probe
 from s3mount.s3.store import Capabilities
 from tests.faultproxy import FaultProxy
-from tests.faults import ACCESS_DENIED, INTERNAL_ERROR, Answer
+from tests.faults import ACCESS_DENIED, INTERNAL_ERROR, Answer, Delay
 from tests.servers import Server
 from tests.stores import client_for, own_prefix, shared_bucket
 
@@ -38,13 +40,19 @@ WEAK = {
 EXTENSIONS = {"list_metadata"}
 
 
+async def everything(client: S3Client) -> list[str]:
+    """The keys of all objects but of directories, which SeaweedFS lists when they are gone."""
+    page = await client.list_page("", token=None, flat=True)
+    return [found.key for found in page.objects if not found.key.endswith("/")]
+
+
 async def test_what_each_store_lacks_is_found(any_server: Server):
     if any_server.name not in WEAK:
         pytest.skip("nobody knows what this store should lack")
     async with client_for(shared_bucket(any_server), prefix=own_prefix()) as client:
         found = await probe(client, ".s3mount/")
-        # A name that may be refused is looked for twice.
-        listings = 5 if found.refused_names else 4
+        # A name that may be refused is looked for twice; the last one is for what is left.
+        listings = 6 if found.refused_names else 5
         assert client.statistics.requests["ListObjectsV2"] == listings
     lacking = {
         name for name in Capabilities.__slots__ if getattr(found, name) is False
@@ -108,6 +116,42 @@ async def test_a_name_that_is_refused_once_only_is_not_a_refused_one(weed: Serve
             once = proxy.inject(Answer(400, "InvalidArgument"), method="PUT", path=key, count=1)
             assert await refused_names(client, folder) == refused
             assert once.hits == 1
+
+
+async def test_what_was_deleted_in_vain_is_deleted_again(weed: Server):
+    """Stores may lose a deletion; what was put once more is deleted for good."""
+    with FaultProxy(weed.url) as proxy:
+        async with client_for(shared_bucket(weed), url=proxy.url, prefix=own_prefix()) as client:
+            lost = proxy.inject(Answer(200, ""), method="DELETE", path="-a$", count=2)
+            await probe(client, ".s3mount/")
+            assert lost.hits == 2
+            assert not await everything(client)
+
+
+async def test_the_first_of_several_writes_into_a_directory_goes_alone(weed: Server):
+    """What ``rclone serve s3`` makes of several at once is listed, but is not there."""
+    with FaultProxy(weed.url) as proxy:
+        async with client_for(shared_bucket(weed), url=proxy.url, prefix=own_prefix()) as client:
+            proxy.inject(Delay(0.3), method="PUT", path="-a$", count=1)
+            proxy.inject(Delay(0.3), method="PUT", path="-n/plain", count=1)
+            await probe(client, ".s3mount/")
+        writes = [exchange for exchange in proxy.log if exchange.request.method == "PUT"]
+        named = [exchange for exchange in writes if "-n/" in exchange.request.path]
+        for first, second, *_ in (writes, named):
+            assert first.seconds is not None
+            assert first.started + first.seconds <= second.started
+
+
+async def test_who_is_stopped_while_names_are_tried_removes_what_was_written(weed: Server):
+    with FaultProxy(weed.url) as proxy:
+        async with client_for(shared_bucket(weed), url=proxy.url, prefix=own_prefix()) as client:
+            proxy.inject(Delay(30), method="GET")  # The listing that tells what was kept.
+            with trio.move_on_after(1) as scope:
+                await refused_names(client, "odd/")
+            assert scope.cancelled_caught
+            proxy.clear()
+            assert proxy.counts()["PutObject"] > len(SAMPLES) / 2
+            assert not await everything(client)
 
 
 async def test_who_must_not_write_finds_names_that_are_not_even_looked_for(

@@ -11,6 +11,9 @@ from s3mount.s3.reading import BucketReader
 from s3mount.s3.scratch import discard
 from s3mount.s3.store import ObjectStore
 
+_PLAIN = "plain"  # A name with nothing odd, and what its trial is called.
+_REMOVAL_SECONDS = 10.0
+
 Name = TypeVar("Name", str, str | None)
 
 
@@ -21,15 +24,18 @@ async def refused_names(client: ObjectStore, folder: str) -> tuple[str, ...]:
     """
     trial = _NameTrial(client, folder)
     try:
+        # ``rclone serve s3`` lists less or more than there is where several requests make a
+        # directory at the same moment: an object with a plain name makes it before the others.
+        await trial.put(_PLAIN, f"{folder}{_PLAIN}")
         await _together(trial.put, trial.keys.items())
         suspects = await trial.lost(trial.keys)
-        # ``rclone serve s3`` may not list what was put while something else made its directory.
         # A form found refused by mistake would change the names of objects: try those alone.
         for form in suspects:
             await trial.put(form, trial.keys[form])
         return await trial.lost(suspects) if suspects else ()
     finally:
-        await _remove(client, folder, trial.written)
+        with trio.move_on_after(_REMOVAL_SECONDS, shield=True):
+            await _remove(client, folder, trial.written)
 
 
 class _NameTrial:
@@ -76,10 +82,9 @@ async def names_refused_to_readers(client: BucketReader, folder: str) -> tuple[s
         if await client.refuses_to_look_for(key):
             refused.add(form)
 
-    plain = "plain"
-    names = {plain: "", **SAMPLES}
+    names = {_PLAIN: "", **SAMPLES}
     await _together(look, [(one, folder + name) for one, name in names.items()])
-    return () if plain in refused else tuple([form for form in SAMPLES if form in refused])
+    return () if _PLAIN in refused else tuple([form for form in SAMPLES if form in refused])
 
 
 async def prefixes_vanish(client: ObjectStore, folder: str) -> bool:

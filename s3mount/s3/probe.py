@@ -17,7 +17,7 @@ from s3mount.s3.client import S3Client
 from s3mount.s3.escaping import MARKER
 from s3mount.s3.objects import NO_SIZE
 from s3mount.s3.oddities import names_refused_to_readers, prefixes_vanish, refused_names
-from s3mount.s3.scratch import purge
+from s3mount.s3.scratch import purge, sweep
 from s3mount.s3.store import (
     ABSENT,
     Capabilities,
@@ -155,11 +155,16 @@ class _Probe:
             self._found["unsigned_payload"] = self._client.capabilities.unsigned_payload
 
     async def _try_writing(self) -> None:
-        """All trials that write; raises if the simplest of them fails, as then all will."""
-        first = self._key("a")
-        notes, found = list(self._notes), dict(self._found)
-        written, *_ = await self._all(
-            lambda: self._try_conditions(first),
+        """All trials that write; raises if the simplest of them fails, as then all will.
+
+        That one goes alone: ``rclone serve s3`` lists objects that are gone where several
+        requests make a directory at the same moment.
+        """
+        key = self._key("a")
+        first = await self._client.put(key, [b"one"], headers={}, condition=ABSENT)
+        self._versioned = first.version_id is not None
+        await self._all(
+            lambda: self._try_conditions(key, first.etag),
             self._try_copy,
             self._try_multipart,
             self._try_delete_many,
@@ -168,14 +173,12 @@ class _Probe:
             self._try_names,
             self._try_directory,
         )
-        if isinstance(written, StoreError):
-            self._notes, self._found = notes, found
-            raise written
 
     async def clean_up(self) -> None:
         """Remove what the trials have left."""
         aborts = [self._aborting(key, upload) for key, upload in self._uploads.items()]
         await self._all(*(self._deleting(key) for key in self._keys), *aborts)
+        await sweep(self._client, self._base)
         if self._folder.endswith("/"):
             # Some stores make a folder of every prefix, and keep it when it is empty.
             folder = await _outcome(lambda: self._client.head(self._folder))
@@ -204,17 +207,17 @@ class _Probe:
         elif not isinstance(page, StoreError):
             self._found["list_v2"] = self._client.capabilities.list_v2
 
-    async def _try_conditions(self, key: str) -> None:
+    async def _try_conditions(self, key: str, etag: str) -> None:
+        """Write over the object at *key*, which has *etag*, where that is and is not asked for."""
         client = self._client
         wrong = _WRONG.etag
-        first = await client.put(key, [b"one"], headers={}, condition=ABSENT)
-        self._versioned = first.version_id is not None
-        create, over, read = await self._all(
-            lambda: client.put(key, [b"two"], headers={}, condition=ABSENT),
-            lambda: client.put(key, [b"two"], headers={}, condition=_WRONG),
+        read, create = await self._all(
             lambda: client.get(key, 0, [memoryview(bytearray(3))], etag=wrong),
+            lambda: client.put(key, [b"two"], headers={}, condition=ABSENT),
         )
-        right = Precondition(etag=first.etag)
+        # Not at once: ``rclone serve s3`` takes both, and loses track of what two have written.
+        over = await _outcome(lambda: client.put(key, [b"two"], headers={}, condition=_WRONG))
+        right = Precondition(etag=etag)
         second = await _outcome(lambda: client.put(key, [b"six"], headers={}, condition=right))
         accepted = isinstance(second, Stored)
         if not accepted:
@@ -227,7 +230,7 @@ class _Probe:
         self._judge("conditional_get", read, Changed, status=412)
         if isinstance(second, Stored):
             # Of one size and most often within one second: an ETag of those is none.
-            self._found["distinct_etags"] = second.etag != first.etag
+            self._found["distinct_etags"] = second.etag != etag
         refused = await _outcome(lambda: client.delete(key, condition=_WRONG))
         self._judge("conditional_delete", refused, Changed)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import trio
 
 from s3mount.errors import StoreError
-from s3mount.s3.store import ListedVersion
+from s3mount.s3.store import ListedVersion, ObjectStore
 from s3mount.s3.versions import HistoryClient
 
 _AT_ONCE = 16
@@ -28,6 +28,23 @@ async def purge(client: object, prefix: str) -> None:
             token = page.token
             if token is None:
                 return
+    except StoreError:
+        return
+
+
+async def sweep(client: ObjectStore, prefix: str) -> None:
+    """Delete what is still listed under *prefix*, which nobody else uses, though it was deleted.
+
+    ``rclone serve s3`` loses track of objects that are written while it reads their directory
+    anew, and deletes them only when they have been written once more.  What the store does not
+    list, or not to us, is left to it.
+    """
+    try:
+        page = await client.list_page(prefix, token=None, flat=True)
+        for found in page.objects:
+            if not found.key.endswith("/"):  # Directories that are gone are listed by many.
+                await client.put(found.key, [], headers={})
+                await client.delete(found.key)
     except StoreError:
         return
 
