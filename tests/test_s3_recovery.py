@@ -9,6 +9,7 @@ import trio
 from s3mount.errors import Changed, Corrupt, Damaged, Denied, Exists, NotFound, Unavailable
 from s3mount.s3.client import S3Client
 from s3mount.s3.endpoint import Credentials, FixedCredentials
+from s3mount.s3.retry import Operation
 from s3mount.s3.store import ABSENT, MIN_PART_SIZE, FileSlice, Precondition
 from tests.faultproxy import FaultProxy
 from tests.faults import (
@@ -170,6 +171,26 @@ async def test_a_refused_connection_at_the_start_is_told_in_time(bucket: Bucket,
     async with client_for(bucket, url=proxy.url, timeout=60.0) as client:
         with trio.fail_after(10), pytest.raises(Unavailable, match="connection refused"):
             await client.check_bucket()
+
+
+async def test_an_attempt_without_time_ends_with_the_reason_of_those_before(
+    bucket: Bucket, proxy: FaultProxy, monkeypatch
+):
+    pauses = 0
+
+    async def end_too_late(operation: Operation, *_: object) -> bool:
+        nonlocal pauses
+        pauses += 1
+        operation.deadline = trio.current_time()
+        return pauses == 1
+
+    monkeypatch.setattr(Operation, "back_off", end_too_late)
+    proxy.down()
+    async with client_for(bucket, url=proxy.url, timeout=0.1) as client:
+        await trio.sleep(0.2)  # No bytes have moved for so long.
+        with pytest.raises(Unavailable, match=r"cannot connect to .*refused"):
+            await client.head("file")
+    assert pauses == 2
 
 
 async def test_a_slow_transfer_may_take_longer_than_the_time_limit(

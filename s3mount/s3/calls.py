@@ -291,7 +291,8 @@ class Calls:
                 operation.deadline += trio.current_time() - begun
                 return connection
             if trio.current_time() >= self._pulse.last + self.timeout:
-                raise Broken("no connection came free")
+                # Why earlier attempts failed says more than that there was no time for this one.
+                raise Broken(operation.broken or "no connection within the time limit")
 
     async def _exchange(
         self,
@@ -375,6 +376,7 @@ class Calls:
     async def _after_break(self, operation: Operation, request: Request, error: Broken) -> None:
         """Pause before another attempt, or raise what ends the call."""
         self.statistics.failures += 1
+        operation.broken = str(error)
         final = isinstance(error, Untrusted)
         if final or not await operation.back_off(self._budget, 0.0):
             raise Unavailable(f"{request.what}: {error}") from error

@@ -46,7 +46,8 @@ class Operation:
     """One call with all its attempts: what has been tried, and how much time is left.
 
     `uncertain` says that an earlier attempt may have taken effect though its answer never
-    came.  Repairs (new credentials, the clock, the region) are made once each.
+    came; `broken` says how the last one ended that had no answer.  Repairs (new credentials, the
+    clock, the region) are made once each.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Operation:
         "_damaged",
         "_failures",
         "_repaired",
+        "broken",
         "credentials",
         "deadline",
         "started",
@@ -64,6 +66,7 @@ class Operation:
         self.started = trio.current_time()
         self.deadline = self.started + seconds
         self.uncertain = False
+        self.broken = ""
         self.credentials: Credentials | None = None
         self._repaired: frozenset[str] = frozenset()
         self._failures = 0
