@@ -102,15 +102,21 @@ class BlockCache:
         index = start // PIECE_SIZE
         low = start - index * PIECE_SIZE
         piece = self._pieces.get(BlockId(version, index))
-        if piece is not None and low + stop - start <= len(piece):
-            return piece[low : low + stop - start]
-        return None
+        if piece is None or low + stop - start <= len(piece):
+            return None if piece is None else piece[low : low + stop - start]
+        offset = index * PIECE_SIZE
+        ids = [BlockId(version, number) for number in range(index, -(-stop // PIECE_SIZE))]
+        if any(one not in self._pieces for one in ids):
+            return None
+        joined = memoryview(b"".join([self._pieces[one] for one in ids]))
+        return joined[start - offset : stop - offset]
 
     async def read(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
         """Return the bytes ``start <= i < stop`` from whole blocks, fetching what is missing.
 
         The view is good until the caller's next checkpoint.  Raises `StoreError`.
         """
+        assert stop <= version.size, "to wait for bytes after the end would never end"
         while True:
             first, last = start // BLOCK_SIZE, (stop - 1) // BLOCK_SIZE
             for index in range(first, last + 1):

@@ -155,36 +155,46 @@ class FileBytes(ABC):
 
     async def read_rest(self, reader: ReadAhead, start: int, size: int) -> Buffer:
         """Return up to *size* bytes from *start* on, fewer only at the end of the file."""
-        stop = min(start + size, self.size)
-        if start >= stop:
-            return b""
-        if self.condemned:
-            raise Corrupt(f"{self.inode.key}: it was damaged on its way from the store")
-        if self._staged is None:
-            return await self._read_base(reader, start, stop, looked=True)
-        return await self._read_mixed(reader, start, stop)
+        looked = True
+        while True:
+            base, stop = self.base, min(start + size, self.size)
+            if start >= stop:
+                return b""
+            if self.condemned:
+                raise Corrupt(f"{self.inode.key}: it was damaged on its way from the store")
+            try:
+                if self._staged is None:
+                    return await self._old_bytes(reader, start, stop, looked=looked)
+                found = await self._read_mixed(self._staged, reader, start, stop)
+                if found is not None:
+                    return found
+            except Changed as error:
+                await self._replaced_by_us(base, error)
+            looked = False
+
+    async def _replaced_by_us(self, base: ObjectVersion | None, error: Changed) -> None:
+        """Return when a save of ours has replaced the object *base*; raises ESTALE otherwise."""
+        if self.lock.locked():
+            await self._saved()  # It hears of that later than the store does it.
+        if self.base == base:
+            log.info("%s", error)
+            raise PosixError(errno.ESTALE) from error
 
     async def read(self, reader: ReadAhead, start: int, size: int) -> Buffer:
         """Return up to *size* bytes from *start* on, fewer only at the end of the file."""
         found = self.read_now(reader, start, size)
         return found if found is not None else await self.read_rest(reader, start, size)
 
-    async def _read_base(
-        self, reader: ReadAhead, start: int, stop: int, *, looked: bool = False
-    ) -> memoryview:
-        try:
-            return await self._old_bytes(reader, start, stop, looked=looked)
-        except Changed as error:
-            log.info("%s", error)
-            raise PosixError(errno.ESTALE) from error
-
     async def _old_bytes(
         self, reader: ReadAhead, start: int, stop: int, *, looked: bool = False
     ) -> memoryview:
-        """Bytes of the old object.  Raises `Changed` also when it is gone."""
+        """Bytes of the old object, zeros after its end.  Raises `Changed` also when it is gone."""
         base = self.base
-        if base is None:
-            return memoryview(bytes(stop - start))
+        end = start if base is None else min(stop, base.size)
+        if base is None or end < stop:
+            # A save has made it shorter since somebody began to read, who will look again.
+            known = await self._old_bytes(reader, start, end) if start < end else b""
+            return memoryview(bytes(known) + bytes(stop - max(start, end)))
         try:
             if looked:
                 return await reader.fetch(base, start, stop)
@@ -194,32 +204,31 @@ class FileBytes(ABC):
                 return await self._old_bytes(reader, start, stop)
             raise Changed(f"{base.key} changed in the store while it was open") from error
 
-    async def _read_mixed(self, reader: ReadAhead, start: int, stop: int) -> bytes:
-        while True:
-            staged, generation = self._staged, self._generation
-            if staged is None:
-                return bytes(await self._read_base(reader, start, stop))
-            result = bytearray(stop - start)
-            if staged.dropped.overlaps(start, stop):
-                await self._bring_home()
-                continue
-            # A copy: while we wait, a save may stage more (of the same bytes).
-            for low, high, inside in list(staged.extents.pieces(start, stop)):
-                if inside:
-                    result[low - start : high - start] = staged.read(low, high)
-                elif low < staged.base_limit:
-                    await self._copy_base(reader, result, start, low, min(high, staged.base_limit))
-                if self._generation != generation or staged.dropped.overlaps(start, stop):
-                    break  # Somebody wrote while we waited: take a new look.
-            else:
-                return bytes(result)
+    async def _read_mixed(
+        self, staged: StagedFile, reader: ReadAhead, start: int, stop: int
+    ) -> bytes | None:
+        """Staged bytes above old ones; None when a change meanwhile asks for a new look."""
+        if staged.dropped.overlaps(start, stop):
+            await self._bring_home()
+            return None
+        generation = self._generation
+        result = bytearray(stop - start)
+        # A copy: while we wait, a save may stage more (of the same bytes).
+        for low, high, inside in list(staged.extents.pieces(start, stop)):
+            if inside:
+                result[low - start : high - start] = staged.read(low, high)
+            elif low < staged.base_limit:
+                await self._copy_base(reader, result, start, low, min(high, staged.base_limit))
+            if self._generation != generation or staged.dropped.overlaps(start, stop):
+                return None
+        return bytes(result)
 
     async def _copy_base(
         self, reader: ReadAhead, result: bytearray, start: int, low: int, high: int
     ) -> None:
         while low < high:
             end = min(low + BLOCK_SIZE, high)
-            result[low - start : end - start] = await self._read_base(reader, low, end)
+            result[low - start : end - start] = await self._old_bytes(reader, low, end)
             low = end
 
     # -- changing --------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from tests.mount.conftest import Shared
 from tests.mount.programs import run
 from tests.mount.trees import names
+from tests.stores import random_bytes
 
 MIB = 1 << 20
 QUIET = 0.6  # Seconds without a request after which all background work is done.
@@ -195,6 +196,16 @@ def test_a_listed_small_file_is_read_with_one_get(shared: Shared, cold: Path):
     with counted(shared) as requests:
         assert (cold / "file").read_bytes() == b"content"
     assert requests.operations == {"GetObject": 1}
+
+
+@pytest.mark.parametrize("size", [40_000, 100_000, 250_000])
+def test_a_file_of_several_pieces_is_fetched_once(shared: Shared, cold: Path, size: int):
+    body = random_bytes(size)
+    shared.put(cold / "file", body)
+    assert names(cold) == ["file"]
+    with counted(shared) as requests:
+        assert (cold / "file").read_bytes() == body
+    assert requests.operations["GetObject"] == 1
 
 
 def test_small_files_are_read_with_two_requests_each_at_most(shared: Shared, cold: Path):
