@@ -1,6 +1,9 @@
 """The arithmetic of byte ranges and upload plans, against naive models."""
 
 import itertools
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,6 +11,8 @@ from hypothesis import strategies as st
 
 from s3mount.s3.store import MAX_PARTS, MIB, MIN_PART_SIZE
 from s3mount.write.extents import ByteRange, Extents, PartGrid, plan_parts
+from s3mount.write.records import SentPart
+from s3mount.write.upload import Upload
 
 SPANS = st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(0, 30)), max_size=30)
 
@@ -83,6 +88,40 @@ def test_a_plan_tiles_the_file_and_copies_only_clean_old_bytes(size, base, spans
     grid, sent = PartGrid(part * MIB), {p.range for p in parts if not p.copied}
     for cell in map(grid.cell, range(size // (part * MIB))):
         assert cell in sent or not dirty.covers(cell.start, cell.stop)
+
+
+def upload_with(sent: Sequence[SentPart]) -> Upload:
+    """An upload that has sent these parts; it asks no store for anything."""
+    nobody: Any = None
+    journal: Any = SimpleNamespace(put=lambda *_: None)
+    upload = Upload(nobody, nobody, "key", {}, journal, copies=True)
+    upload.resume("id", sent)
+    return upload
+
+
+@given(
+    st.integers(20, 400),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(1, 9)), max_size=12),
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), min_size=1, max_size=3),
+    st.sampled_from([5, 8, 16, 64]),
+)
+def test_parts_that_have_left_keep_their_numbers(size, spans, cells, part):
+    """Whatever is changed before and between them: those bytes may be nowhere else."""
+    size, grid = size * MIB, PartGrid(part * MIB)
+    dirty, dropped = Extents(), Extents()
+    for start, length in spans:
+        dirty.add(start * MIB, start * MIB + length * 4096)
+    left = {grid.cell(n) for first, count in cells for n in range(first, first + count)}
+    left = {cell for cell in left if cell.stop <= size}
+    for cell in left:
+        dirty.add(cell.start, cell.stop)
+        dropped.add(cell.start, cell.stop)
+    sent = [SentPart(c.start, c.stop, grid.index(c.start) + 1, "e", None) for c in left]
+    upload = upload_with(sent)
+    parts = plan_parts(size, size, dirty, grid, lambda parts: upload.keeps(parts, dropped))
+    assert upload.keeps(parts, dropped)
+    assert all(p.range.size >= MIN_PART_SIZE for p in parts[:-1])
+    assert left <= {p.range for p in parts if not p.copied}
 
 
 def test_appending_little_to_much_sends_little():

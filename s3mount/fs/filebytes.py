@@ -273,12 +273,26 @@ class FileBytes(ABC):
         While one is waited for, parts may leave and be dropped.
         """
         while True:
-            if self._is_dropped(start, stop):
+            if self._would_miss(start, stop):
                 await self._bring_home()
             elif self._is_secured(start, stop):
                 await self._fork()
             else:
                 return
+
+    def _would_miss(self, start: int, stop: int) -> bool:
+        """Whether a change of these bytes asks for some that were dropped.
+
+        The cells that they are in will have to be sent again, as a whole.
+        """
+        staged, grid = self._staged, self._workshop.grid
+        if staged is None or not staged.dropped:
+            return False
+        if self._detached:
+            staged.forfeit(start, stop)  # Nobody sends them any more.
+            return False
+        first, last = grid.cell(grid.index(start)), grid.cell(grid.index(min(stop, self.size) - 1))
+        return staged.dropped.overlaps(min(start, first.start), max(stop, last.stop))
 
     def _is_dropped(self, start: int, stop: int) -> bool:
         return self._staged is not None and self._staged.dropped.overlaps(start, stop)
@@ -303,6 +317,8 @@ class FileBytes(ABC):
         As an fsync would: the object is the file as it is now, and its old bytes can be read
         and copied again.
         """
+        if self._detached:
+            raise PosixError(errno.ESTALE)  # Its upload has gone with its name.
         try:
             await self.save()
         except StoreError as error:

@@ -16,6 +16,7 @@ KEPT_HEADERS = (
     "x-amz-website-redirect-location",
 )
 META = "x-amz-meta-"
+MTIME, CTIME = META + "mtime", META + "ctime"
 OURS = ("mode", "uid", "gid", "mtime", "ctime", "atime", "rdev", "xattr")
 
 
@@ -32,3 +33,16 @@ def kept_headers(info: ObjectInfo, ours: Collection[str] = OURS) -> Mapping[str,
         if name not in ours:
             kept[META + name] = value
     return kept
+
+
+def differs(wanted: Mapping[str, str], declared: Mapping[str, str], mtime_ns: int) -> bool:
+    """Whether attributes were changed after an upload had been told them.
+
+    The moment of the last write is not one of them: it lies between the beginning of the
+    upload and now, and to correct it would cost a copy of the whole object.
+    """
+    seconds, _, fraction = declared.get(MTIME, "0.0").partition(".")
+    explicit = mtime_ns < int(seconds) * 1_000_000_000 + int(fraction)
+    times = (MTIME, CTIME)
+    kept = [{n: v for n, v in one.items() if n not in times} for one in (wanted, declared)]
+    return explicit or kept[0] != kept[1]

@@ -21,9 +21,10 @@ from s3mount.errors import (
     Unavailable,
     disk_failed,
 )
-from s3mount.fs.filebytes import FileBytes
-from s3mount.fs.headers import kept_headers
+from s3mount.fs.filebytes import STREAM_AFTER, FileBytes
+from s3mount.fs.headers import differs, kept_headers
 from s3mount.s3.store import (
+    ABSENT,
     ALWAYS,
     MAX_COPY_SIZE,
     Body,
@@ -45,12 +46,9 @@ from s3mount.write.records import (
     UploadRecord,
 )
 from s3mount.write.staging import StagedFile
-from s3mount.write.upload import CopySource
+from s3mount.write.upload import CopySource, Upload
 
 log = logging.getLogger(__name__)
-
-STREAM_AFTER = 2  # Whole cells: a smaller file is one PUT.
-MAX_WAITING_PARTS = 12  # More would only fill the staging disk; the writer waits instead.
 
 # Somebody else was faster: what a change began from is not there any more, or a name is taken.
 CONFLICTS = (Changed, Exists, NotFound)
@@ -158,7 +156,7 @@ class OpenFile(FileBytes):
         if self._upload is None and size < STREAM_AFTER * self._workshop.grid.base_size:
             stored = await self._put_whole(key, headers, size)
         else:
-            stored = await self._put_parts(key, headers, size)
+            stored = await self._put_parts(key, headers, size, self._wanted())
         # No checkpoint from here on: the store has it, so must we.
         self._adopt(key, stored, size, attributes)
         return stored
@@ -166,8 +164,12 @@ class OpenFile(FileBytes):
     async def _save_elsewhere(self, began: str, key: str) -> Stored:
         """Complete what began under another name, because its bytes are not here any more."""
         size, attributes = self.size, self.attributes
-        stored = await self._put_parts(began, self.headers(), size)
+        condition = ALWAYS if self.stored_key == began else ABSENT  # What is there may be ours.
+        if self.base is not None and self.base.key == began:
+            condition = Precondition(etag=self.base.etag)
+        stored = await self._put_parts(began, self.headers(), size, condition)
         self._adopt(began, stored, size, attributes)
+        self.unsaved_attributes = True  # Until the copy is where it belongs.
         return await self._save_attributes()
 
     def _adopt(self, key: str, stored: Stored, size: int, attributes: Attributes) -> None:
@@ -184,7 +186,7 @@ class OpenFile(FileBytes):
         self._drop_staged()
         self.stored_attributes = attributes if declared is None else None
         self.unsaved_attributes = self.attributes != attributes or (
-            declared is not None and self._differs(declared)
+            declared is not None and differs(self.headers(), declared, self.attributes.mtime_ns)
         )
 
     def _kept_as(self, stored: Stored) -> None:
@@ -203,22 +205,9 @@ class OpenFile(FileBytes):
             journal, old = self._workshop.journal, self.stored_key
             noted = intend_removal(journal, old, self.inode.shown) if self.record else ""
             self.obsolete[old] = noted
+        if record := self.obsolete.pop(key, ""):  # It is where it was before, again.
+            forget(self._workshop.journal, record)
         self.stored_key = key
-
-    def _differs(self, declared: Mapping[str, str]) -> bool:
-        """Whether attributes were changed after an upload had been told them.
-
-        The moment of the last write is not one of them: it lies between the beginning of the
-        upload and now, and to correct it would cost a copy of the whole object.
-        """
-        times = ("x-amz-meta-mtime", "x-amz-meta-ctime")
-        wanted = {n: v for n, v in self.headers().items() if n not in times}
-        explicit = self.attributes.mtime_ns < self._declared_mtime(declared)
-        return explicit or wanted != {n: v for n, v in declared.items() if n not in times}
-
-    def _declared_mtime(self, declared: Mapping[str, str]) -> int:
-        seconds, _, fraction = declared.get("x-amz-meta-mtime", "0.0").partition(".")
-        return int(seconds) * 1_000_000_000 + int(fraction)
 
     async def _put_whole(self, key: str, headers: Mapping[str, str], size: int) -> Stored:
         body: Body = []
@@ -232,14 +221,17 @@ class OpenFile(FileBytes):
             key, body, headers=headers, condition=self._wanted(), crc=crc
         )
 
-    async def _put_parts(self, key: str, headers: Mapping[str, str], size: int) -> Stored:
+    async def _put_parts(
+        self, key: str, headers: Mapping[str, str], size: int, condition: Precondition
+    ) -> Stored:
         if self._upload is None:
             self._upload = self._new_upload(key, headers)
-        staged = self._stage()
+        staged, upload = self._stage(), self._upload
         source = CopySource(self.base.key, self.base.etag) if self.base is not None else None
         try:
-            return await self._upload.finish(
-                self._plan(staged, size), self._part_body, source, self._wanted()
+            await upload.wait_below(1)  # What leaves still may be dropped.
+            return await upload.finish(
+                self._plan(staged, size, upload), self._part_body, source, condition
             )
         except (StoreError, PosixError, OSError) as error:
             if staged.dropped:
@@ -250,9 +242,15 @@ class OpenFile(FileBytes):
                 raise Unavailable(str(error), code=error.code, status=error.status) from error
             raise
 
-    def _plan(self, staged: StagedFile, size: int) -> Sequence[Part]:
+    def _plan(self, staged: StagedFile, size: int, upload: Upload) -> Sequence[Part]:
         if self._workshop.store.capabilities.copy_part:
-            return plan_parts(size, staged.base_limit, staged.extents, self._workshop.grid)
+            return plan_parts(
+                size,
+                staged.base_limit,
+                staged.extents,
+                self._workshop.grid,
+                lambda parts: upload.keeps(parts, staged.dropped),
+            )
         everything = Extents()
         everything.add(0, size)
         return plan_parts(size, 0, everything, self._workshop.grid)

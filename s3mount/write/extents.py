@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from s3mount.s3.store import MAX_PARTS, MIB, MIN_PART_SIZE
@@ -169,27 +169,37 @@ def copy_part_size(size: int) -> int:
     return max(COPY_PART_SIZE, -(-size // (MANY_COPIES * MIB)) * MIB)
 
 
-def plan_parts(size: int, base_size: int, dirty: Extents, grid: PartGrid) -> list[Part]:
+def plan_parts(
+    size: int,
+    base_size: int,
+    dirty: Extents,
+    grid: PartGrid,
+    fits: Callable[[Sequence[Part]], bool] = lambda parts: True,
+) -> list[Part]:
     """Cut a changed file of *size* bytes into parts that send little more than what changed.
 
     Bytes below *base_size* that are not *dirty* equal those of the old object and are copied
     on the server.  Parts tile the file; all but the last have at least 5 MiB.  A cell of *grid*
     that is wholly dirty is always a part of its own, so that what left while the program was
-    still writing is used as it is.
+    still writing is used as it is.  More is sent, in fewer parts, until *fits* says that those will
+    do: at last each cell has the number of its place.
     """
     changed = [(extent.start, min(extent.stop, size)) for extent in dirty if extent.start < size]
     if size > base_size:
         changed.append((base_size, size))
     changed.sort()
     gap = MIN_PART_SIZE
-    while len(parts := _tile(size, _join(changed, size, gap, grid), grid)) > MAX_PARTS:
-        gap *= 2  # Thousands of scattered changes: send what lies between them, too.
-    return parts
+    while True:
+        most = max(copy_part_size(size), min(gap, MAX_CELL_SIZE))
+        parts = _tile(size, _join(changed, size, gap, grid), grid, most)
+        if gap > size or (len(parts) <= MAX_PARTS and fits(parts)):
+            return parts
+        gap *= 2  # Many scattered changes: send what lies between them, too.
 
 
-def _tile(size: int, sent: list[tuple[int, int]], grid: PartGrid) -> list[Part]:
+def _tile(size: int, sent: list[tuple[int, int]], grid: PartGrid, most: int) -> list[Part]:
     parts: list[Part] = []
-    position, most = 0, copy_part_size(size)
+    position = 0
     for start, stop in sent:
         parts.extend(_copies(position, start, most))
         parts.extend(_pieces(start, stop, grid))

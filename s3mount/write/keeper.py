@@ -100,19 +100,30 @@ class Keeper:
             sent: Body = (await body(whole))[0] if whole is not None else []
             await self._store.put(record.key, sent, headers=headers)
             return
+        failure: StoreError | OSError | None = None
         async with trio.open_nursery() as nursery:
             upload = Upload(
                 self._store, nursery, record.key, headers, self._mine.journal, copies=True
             )
             if record.upload:
                 upload.resume(record.upload, record.sent)
-                for part in record.sent:
-                    staged.extents.add(part.start, part.stop)
+                _take_sent(staged, record)
             source = None
             if record.base is not None:
                 source = CopySource(record.base.key, record.base.etag)
-            parts = plan_parts(record.size, record.base_limit, staged.extents, self._grid)
-            await upload.finish(parts, body, source, ALWAYS)
+            parts = plan_parts(
+                record.size,
+                record.base_limit,
+                staged.extents,
+                self._grid,
+                lambda parts: upload.keeps(parts, staged.dropped),
+            )
+            try:
+                await upload.finish(parts, body, source, ALWAYS)
+            except (StoreError, OSError) as error:
+                failure = error  # Not in a group, as a nursery would raise it.
+        if failure is not None:
+            raise failure
 
     async def _fill(self, record: FileRecord, staged: StagedFile, part: ByteRange) -> None:
         """Fetch what lies between the changed bytes of a part."""
@@ -125,6 +136,15 @@ class Keeper:
                 await self._store.get(record.base.key, start, [buffer], etag=record.base.etag)
                 staged.write(start, buffer)
             staged.add_hole(middle, stop)
+
+
+def _take_sent(staged: StagedFile, record: FileRecord) -> None:
+    """Take note of bytes that the upload has; most of them are nowhere else."""
+    for part in record.sent:
+        staged.extents.add(part.start, part.stop)
+        staged.dropped.add(part.start, part.stop)
+    for piece in record.pieces:
+        staged.dropped.remove(piece.start, piece.stop)
 
 
 async def act(keeper: Keeper, action: str, names: Sequence[str]) -> dict[str, Sequence[str]]:

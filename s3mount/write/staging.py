@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -133,6 +134,7 @@ class StagedFile:
         self._sums.truncate(size)
         self.base_limit = min(self.base_limit, size)
         self.extents.remove(size, 1 << 63)
+        self.dropped.remove(size, 1 << 63)
         for index in [i for i in self._blocks if (i + 1) * BLOCK_SIZE > size]:
             block = self._blocks[index]
             before = len(block)
@@ -158,6 +160,8 @@ class StagedFile:
         return FileSlice(self._descriptor, start, stop)
 
     def _pieces(self, start: int, stop: int) -> Iterator[Buffer]:
+        if self.dropped.overlaps(start, stop):
+            raise OSError(errno.EIO, "these bytes are in the store only")
         while start < stop:
             index, low = divmod(start, BLOCK_SIZE)
             count = min(BLOCK_SIZE - low, stop - start)
@@ -186,6 +190,10 @@ class StagedFile:
             if block is not None:
                 self._budget.give(len(block))
                 self.dropped.add(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE)
+
+    def forfeit(self, start: int, stop: int) -> None:
+        """Let dropped bytes go for good, as they are about to be replaced."""
+        self.dropped.remove(start, stop)
 
     def close(self, discard: Callable[[Path], None] = Path.unlink) -> None:
         """Drop the staged bytes; *discard* removes the file, if there is one."""

@@ -16,7 +16,7 @@ from s3mount.s3.store import (
     Precondition,
     Stored,
 )
-from s3mount.write.extents import ByteRange, Part
+from s3mount.write.extents import ByteRange, Extents, Part
 from s3mount.write.journal import Journal
 from s3mount.write.notes import UploadNote, begin_upload
 from s3mount.write.records import SentPart, UploadRecord
@@ -118,6 +118,15 @@ class Upload:
         """Wait until fewer than *count* early parts are under way."""
         while self._under_way >= count:
             await self._quiet.park()
+
+    def keeps(self, parts: Sequence[Part], dropped: Extents) -> bool:
+        """Whether *parts* leave all *dropped* bytes where they are: nobody can send them again."""
+        for part, number in zip(parts, self._number(parts), strict=True):
+            if not part.copied and dropped.overlaps(part.range.start, part.range.stop):
+                early = self._early.get(part.range)
+                if early is None or early.number != number:
+                    return False
+        return True
 
     async def finish(
         self,

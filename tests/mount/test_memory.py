@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tests.faults import ACCESS_DENIED
+from tests.faults import ACCESS_DENIED, Delay
 from tests.mount.conftest import Shared
+from tests.mount.test_overtaken_reads import beside
+from tests.mount.test_writeback import wait_until
 from tests.servers import CHECKOUT
 
 MIB = 1 << 20
@@ -67,15 +69,138 @@ def test_a_file_larger_than_the_memory(shared: Shared, work: Path):
     check(shared, work / "file", body)
 
 
+@contextmanager
+def direct(path: Path, flags: int = 0) -> Iterator[Callable[[int, bytes], None]]:
+    """``write(offset, data)`` past the kernel's cache, in pieces of 64 KiB."""
+    piece = 65_536
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT | flags)
+
+    def write(offset: int, data: bytes) -> None:
+        for start in range(0, len(data), piece):
+            part = data[start : start + piece]
+            with mmap.mmap(-1, len(part)) as buffer:  # Aligned as O_DIRECT may demand.
+                buffer[:] = part
+                assert os.pwritev(descriptor, [buffer], offset + start) == len(part)
+
+    try:
+        yield write
+    finally:
+        os.close(descriptor)
+
+
+def parts_sent(shared: Shared) -> int:
+    """How many parts the store has taken since the log was emptied."""
+    done = [one for one in shared.proxy.log if one.seconds is not None and one.status == 200]
+    return sum(one.operation == "UploadPart" for one in done)
+
+
+def test_the_end_of_a_part_that_has_left_is_written_again(shared: Shared, work: Path):
+    """It is in a block that the next part has, too, and so still here; the rest of it is not."""
+    page, border = 4096, 3 * PART_SIZE
+    body = bytearray(noise(border // 65_536 * 65_536 + 65_536, 8))
+    last = border // page * page
+    shared.proxy.forget()
+    with direct(work / "file") as write:
+        write(0, bytes(body))
+        wait_until(lambda: parts_sent(shared) == 3)
+        body[last : last + page] = noise(page, 9)
+        write(last, bytes(body[last : last + page]))
+    check(shared, work / "file", bytes(body))
+
+
+@pytest.fixture(scope="module")
+def large_parts(sharing) -> Iterator[Shared]:
+    with sharing("--memory", "32M", "--part-size", "16M", proxied=True) as shared:
+        yield shared
+
+
+def test_more_parts_before_one_that_has_left_than_its_number_allows(large_parts: Shared):
+    """Short changes and copies between them make many small parts; then comes a long change."""
+    shared, work = large_parts, large_parts.root
+    body = bytearray(noise(112 * MIB, 10))
+    stored(shared, work / "file", bytes(body))
+    with direct(work / "file") as write:
+        for offset in (0, 11 * MIB, 22 * MIB):
+            body[offset : offset + 4096] = noise(4096, offset)
+            write(offset, bytes(body[offset : offset + 4096]))
+        start, stop = 32 * MIB, 100 * MIB
+        body[start:stop] = noise(stop - start, 11)
+        write(start, bytes(body[start:stop]))
+    check(shared, work / "file", bytes(body))
+
+
+def test_a_file_without_a_name_is_written_anew(shared: Shared, work: Path):
+    """Parts of it had left and were dropped; with the name went the upload that has them."""
+    path = work / "file"
+    script = (
+        "import os, sys, time; file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT);"
+        f"data = os.urandom({MIB});"
+        f"[os.pwrite(file, data, at) for at in range(0, {60 * MIB}, {MIB})];"
+        "time.sleep(1); os.unlink(sys.argv[1]);"  # Most parts have left by then.
+        f"os.pwrite(file, data, {20 * MIB}); os.ftruncate(file, {30 * MIB});"
+        "os.ftruncate(file, 0); os.pwrite(file, data, 0); os.close(file)"
+    )
+    in_time(path, script)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_directory_is_renamed_while_parts_of_a_file_in_it_leave(
+    shared: Shared, work: Path, existing: bool
+):
+    """The upload goes on under the old name, where nothing else is any more."""
+    old, new, body = work / "old", work / "new", noise(40 * MIB, 12)
+    old.mkdir()
+    (old / "other").write_bytes(b"other")
+    if existing:
+        (old / "file").write_bytes(b"before")
+    slow = shared.proxy.inject(Delay(3), operation="CopyObject", path="other$")
+    shared.proxy.forget()
+    with beside(lambda: old.rename(new)):
+        wait_until(lambda: slow.hits > 0)
+        with direct(old / "file") as write:
+            write(0, body)
+            wait_until(lambda: parts_sent(shared) >= 3)
+            wait_until(new.exists)
+    shared.proxy.remove(slow)
+    check(shared, new / "file", body)
+    assert shared.all_keys(old) == []
+
+
+def test_what_went_on_under_an_old_name_is_saved_when_it_has_the_new_one(
+    shared: Shared, work: Path
+):
+    """The copy to the new name fails at first, and the file is not saved before it succeeds."""
+    old, new, body = work / "old", work / "new", noise(40 * MIB, 13)
+    old.mkdir()
+    (old / "other").write_bytes(b"other")
+    slow = shared.proxy.inject(Delay(3), operation="CopyObject", path="other$")
+    shared.proxy.forget()
+    with beside(lambda: old.rename(new)):
+        wait_until(lambda: slow.hits > 0)
+        file = (old / "file").open("wb", buffering=0)
+        for start in range(0, len(body), MIB):
+            file.write(body[start : start + MIB])
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # Begins to write back.
+        wait_until(lambda: parts_sent(shared) >= 3)
+        wait_until(new.exists)
+    refusal = shared.proxy.inject(ACCESS_DENIED, operation="CopyObject", path="file$", count=1)
+    shared.mounter.expect_log(r"fsync .*/file: EACCES: .*AccessDenied", optional=True)
+    with file:
+        with pytest.raises(PermissionError):
+            os.fsync(file.fileno())
+        os.fsync(file.fileno())
+        assert shared.get(new / "file") == body
+    shared.proxy.remove(slow)
+    assert refusal.hits == 1
+    assert shared.all_keys(old) == []
+
+
 def test_small_writes_past_the_kernel_cache(shared: Shared, work: Path):
     """A part leaves while the next one still grows in the same block of memory."""
-    body, piece = noise(40 * MIB, 7), 65_536
-    descriptor = os.open(work / "file", os.O_WRONLY | os.O_CREAT | os.O_DIRECT)
-    with mmap.mmap(-1, piece) as buffer:  # Anonymous memory, so aligned as O_DIRECT may demand.
-        for start in range(0, len(body), piece):
-            buffer[:] = body[start : start + piece]
-            assert os.writev(descriptor, [buffer]) == piece
-    os.close(descriptor)
+    body = noise(40 * MIB, 7)
+    with direct(work / "file") as write:
+        write(0, body)
     check(shared, work / "file", body)
 
 
