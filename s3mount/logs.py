@@ -10,6 +10,7 @@ import sys
 import time
 import traceback
 from collections import deque
+from contextlib import suppress
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import TextIO
@@ -163,7 +164,32 @@ class SyslogHandler(logging.Handler):
 
 
 class LogFileHandler(WatchedFileHandler):
-    """Appends to a file that only its owner may read, and follows logrotate."""
+    """Appends to a file that only its owner may read, and follows logrotate.
+
+    What the file does not take goes to *instead*: who logs something is not to fail for it.
+    """
+
+    def __init__(self, file: Path, instead: SyslogHandler) -> None:
+        super().__init__(file)
+        self._instead = instead
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # where it was to be opened anew
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+            return
+        with suppress(OSError, ValueError):  # What is left in its buffer goes, too.
+            super().close()  # The next record opens the file again.
+        self._instead.handle(record)
+
+    def close(self) -> None:
+        self._instead.close()
+        super().close()
 
     def _open(self) -> TextIO:  # type: ignore[override]  # the base class says TextIOWrapper
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
@@ -268,10 +294,12 @@ def detach() -> None:
 
 def _handlers(form: str, file: Path | None, *, background: bool) -> list[logging.Handler]:
     handlers: list[logging.Handler] = []
+    syslog = SyslogHandler()
+    _with_format(syslog, form, "%(name)s: %(message)s")
     if file is not None:
-        handlers.append(_with_format(LogFileHandler(file), form, _LAYOUT))
+        handlers.append(_with_format(LogFileHandler(file, syslog), form, _LAYOUT))
     elif background:
-        handlers.append(_with_format(SyslogHandler(), form, "%(name)s: %(message)s"))
+        handlers.append(syslog)
     if background:
         startup = StartupHandler(sys.stderr)
         startup.setLevel(logging.WARNING)

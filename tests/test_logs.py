@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,47 @@ def test_the_log_file_is_private_and_follows_logrotate(tmp_path):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
         (line,) = (tmp_path / name).read_text().splitlines()
         assert line.endswith(f"Z INFO s3mount: {word}")
+
+
+@pytest.fixture
+def syslog(tmp_path: Path) -> Iterator[socket.socket]:
+    """A syslog daemon of our own."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(str(tmp_path / "syslog"))
+        daemon.settimeout(10)
+        yield daemon
+
+
+def log_file(file: Path, syslog: socket.socket) -> logs.LogFileHandler:
+    instead = logs.SyslogHandler(syslog.getsockname())
+    return logs.LogFileHandler(file, instead)
+
+
+def test_a_log_file_that_cannot_be_opened_harms_nobody_and_is_tried_again(tmp_path, syslog):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    with closing(log_file(folder / "log", syslog)) as handler:
+        handler.handle(record("one"))
+        folder.rename(tmp_path / "old")
+        for word in (b"two", b"three"):
+            handler.handle(record(word.decode()))
+            assert syslog.recv(4096).endswith(b": " + word)
+        folder.mkdir()
+        handler.handle(record("four"))
+        handler.handle(record("five"))
+    assert (tmp_path / "old/log").read_text() == "one\n"
+    assert (folder / "log").read_text() == "four\nfive\n"
+
+
+def test_what_a_full_disk_does_not_take_goes_to_syslog(tmp_path, syslog, capsys):
+    (tmp_path / "log").symlink_to("/dev/full")
+    with closing(log_file(tmp_path / "log", syslog)) as handler:
+        handler.handle(record("one"))
+        assert syslog.recv(4096).endswith(b": one")
+        (tmp_path / "log").unlink()
+        handler.handle(record("two"))
+    assert (tmp_path / "log").read_text() == "two\n"
+    assert capsys.readouterr().err == ""
 
 
 BACKGROUND = """
