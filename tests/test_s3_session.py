@@ -3,7 +3,6 @@
 import datetime
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -204,23 +203,32 @@ def test_what_is_resolved_shows_no_secret():
 def hand_out(environment: Path, *, expires_in: float) -> Path:
     """Configure a credential process that counts its calls in its key; return the counter."""
     counter = environment / "calls"
-    script = environment / "process.py"
     moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=expires_in)
     answer = {"Version": 1, "SecretAccessKey": "s", "SessionToken": "t"}
     if expires_in < float(10**8):
         answer["Expiration"] = moment.isoformat()
-    script.write_text(
+    write_process(
+        environment,
         "import json, pathlib\n"
         f"path = pathlib.Path({str(counter)!r})\n"
         "number = int(path.read_text()) + 1 if path.exists() else 1\n"
         "path.write_text(str(number))\n"
         f"answer = json.loads({json.dumps(answer)!r})\n"
-        "print(json.dumps({**answer, 'AccessKeyId': f'K{number}'}))\n"
+        "print(json.dumps({**answer, 'AccessKeyId': f'K{number}'}))\n",
     )
     (environment / "config").write_text(
-        f"[profile process]\ncredential_process = {sys.executable} {script}\n"
+        f"[profile process]\ncredential_process = {environment / 'process'}\n"
     )
     return counter
+
+
+def write_process(environment: Path, script: str | None) -> None:
+    """Make *script* the credential process; with None there is no such program any more."""
+    path = environment / "process"
+    path.unlink(missing_ok=True)
+    if script is not None:
+        path.write_text(f"#!/usr/bin/env python3\n{script}")
+        path.chmod(0o755)
 
 
 async def test_credentials_that_expire_are_refreshed_once_for_all(environment: Path):
@@ -269,6 +277,37 @@ async def test_credentials_that_are_gone_are_missed(environment: Path):
     (environment / "credentials").unlink()
     with pytest.raises(NoCredentials):
         await source.refresh(source.current())
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["", "print('[]')", "print('{')", "print('null')", "print('\\n'.join('ab'))", None],
+)
+def test_a_credential_process_that_fails_is_one_clear_error(environment: Path, script: str | None):
+    hand_out(environment, expires_in=60.0)
+    write_process(environment, script)
+    with pytest.raises(MountError) as caught:
+        found(profile="process")
+    assert len(str(caught.value).splitlines()) == 1
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("script", ["", "print('[]')", None])
+@pytest.mark.parametrize("expires_in", [60.0, 7200.0])
+async def test_a_credential_process_that_fails_later_leaves_the_old_credentials(
+    environment: Path, script: str | None, expires_in: float, expect_log
+):
+    hand_out(environment, expires_in=expires_in)
+    source = found(profile="process").credentials
+    assert source is not None
+    old = await source.refresh(Credentials("somebody else's", ""))
+    write_process(environment, script)
+    if expires_in == 60.0:
+        expect_log("Refreshing temporary credentials failed")
+        assert await source.refresh(None) == old
+    with pytest.raises(NoCredentials, match="cannot be refreshed"):
+        await source.refresh(old)
+    assert await source.refresh(Credentials("somebody else's", "")) == old
 
 
 def key_file(path: Path, text: str, mode: int = 0o600) -> Path:

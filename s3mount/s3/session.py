@@ -9,7 +9,7 @@ import datetime
 import ipaddress
 import os
 import pwd
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,23 +70,19 @@ class SessionCredentials:
             return found
 
     def _fetch(self, anew: bool) -> Credentials:
-        import botocore.exceptions
-
         try:
             if anew:
                 self._source = self._load()
-            if self._source is None:
-                raise NoCredentials("the credentials are gone: " + _HOW_TO_SIGN_IN)
-            self._known = _frozen(self._source)
-        except (
-            botocore.exceptions.BotoCoreError,
-            botocore.exceptions.ClientError,
-            MountError,
-        ) as error:
+            found = None if self._source is None else _frozen(self._source)
+        except MountError as error:
             if anew:
                 raise NoCredentials(f"the credentials cannot be refreshed: {error}") from error
             # They may be good for some minutes yet; if not, the store will say so.
-        return self._known
+            return self._known
+        if found is None:
+            raise NoCredentials("the credentials are gone: " + _HOW_TO_SIGN_IN)
+        self._known = found
+        return found
 
 
 _HOW_TO_SIGN_IN = (
@@ -96,8 +92,32 @@ _HOW_TO_SIGN_IN = (
 
 
 def _frozen(source: Any) -> Credentials:
-    found = source.get_frozen_credentials()
+    with _one_error():
+        found = source.get_frozen_credentials()
     return Credentials(found.access_key, found.secret_key, found.token)
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """Make a `MountError` of whatever botocore raises while it looks for credentials."""
+    import botocore.exceptions
+
+    try:
+        yield
+    except (
+        MountError,
+        botocore.exceptions.BotoCoreError,
+        botocore.exceptions.ClientError,
+    ) as error:
+        raise MountError(_one_line(error), 1) from error
+    except Exception as error:
+        # What a credential_process prints is anybody's, and botocore trips over it in many ways.
+        reason = f"{type(error).__name__}: {_one_line(error)}"
+        raise MountError(f"the credentials cannot be read: {reason}", 1) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,11 +185,13 @@ def resolve(
         botocore.exceptions.ClientError,
         ValueError,
     ) as error:
-        raise MountError(" ".join(str(error).split()), 1) from error
+        raise MountError(_one_line(error), 1) from error
     _refuse_plain_text(settings, insecure_http)
 
     def load() -> Any:
-        return _credentials(_session(profile, region, credentials_file), bucket, passwd_file)
+        with _one_error():
+            anew = _session(profile, region, credentials_file)
+        return _credentials(anew, bucket, passwd_file)
 
     settings = replace(settings, credential_source=str(found.method or "unknown"))
     return Resolved(settings=settings, credentials=SessionCredentials(load, first, found))
@@ -185,7 +207,8 @@ def _repair_home() -> None:
 def _credentials(session: Any, bucket: str, passwd_file: Path | None) -> Any:
     """The credentials of botocore for *bucket*, or None."""
     if passwd_file is None:
-        found = session.get_credentials()
+        with _one_error():
+            found = session.get_credentials()
         # An fstab line of s3fs names no file when it lies in a usual place.
         passwd_file = None if found is not None else passwd.usual_file()
         if passwd_file is None:
