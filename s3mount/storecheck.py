@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import http.client
 import re
 import socket
@@ -20,6 +19,7 @@ from s3mount.diagnosis import BAD, GOOD, WEAK, Finding
 from s3mount.errors import MountError, StoreError
 from s3mount.s3.client import S3Client
 from s3mount.s3.endpoint import EndpointSettings
+from s3mount.s3.http import moment_of
 from s3mount.s3.probe import WEAKNESSES, probe
 from s3mount.s3.session import SessionCredentials, is_loopback
 from s3mount.s3.store import Capabilities
@@ -167,10 +167,10 @@ def _certificate(connection: ssl.SSLSocket, *, verified: bool) -> Finding:
 
 
 def _clock(date: str | None) -> Finding:
-    try:
-        skew = time.time() - email.utils.parsedate_to_datetime(date or "").timestamp()
-    except ValueError:
+    moment = moment_of(date)
+    if moment is None:
         return Finding("clock", WEAK, "the store does not tell its time")
+    skew = time.time() - moment
     text = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the store's"
     if abs(skew) > MAX_SKEW:
         return Finding("clock", WEAK, text, "s3mount corrects for it; other tools will not")

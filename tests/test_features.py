@@ -16,8 +16,8 @@ from s3mount.rules import PARTS, Rules, header_rules, parse_rules
 from s3mount.s3.customerkeys import NO_KEY, Keyring, customer_key, read_keys
 from s3mount.s3.faults import Refusal, class_of_refusal
 from s3mount.s3.features import PLAIN, FeatureChoices, Features
-from s3mount.s3.lost import Expectation
-from s3mount.s3.store import ObjectInfo
+from s3mount.s3.lost import Expectation, is_completed
+from s3mount.s3.store import ObjectInfo, PartDone
 from s3mount.storing import is_held, lasting, renewed
 from s3mount.values import parse_size
 
@@ -219,6 +219,20 @@ def test_the_etag_of_an_encrypted_object_is_not_taken_for_an_md5():
     assert expected.met_by(found(x_amz_server_side_encryption="aws:kms"))
     assert expected.met_by(found(x_amz_server_side_encryption_customer_algorithm="AES256"))
     assert not expected.met_by(found(x_amz_server_side_encryption="AES256"))
+
+
+@pytest.mark.parametrize(
+    ("date", "ours"),
+    [
+        ("Thu, 01 Jan 1970 00:00:30 GMT", True),
+        ("Thu, 01 Jan 1970 01:00:00 GMT", False),
+        ("Thu, 01 Jan 99999999999 00:00:30 GMT", False),
+        ("", False),
+    ],
+)
+def test_an_upload_is_taken_for_ours_only_by_a_time_that_makes_sense(date: str, ours: bool):
+    found = ObjectInfo("k", 1, '"e-1"', 29 * 10**9, {}, {"date": date})
+    assert is_completed(found, [PartDone(1, '"encrypted"', None)], age_seconds=5.0) == ours
 
 
 def test_a_journal_says_how_objects_were_stored_and_no_secret(tmp_path: Path):

@@ -277,6 +277,7 @@ async def test_a_resumed_body_of_another_version_is_refused():
         ok(b"0123", "Content-Range: bytes 0-9/10", status="206 x"),
         ok(b"0123", "Content-Range: bytes */10", status="206 x"),
         ok(b"0123", "Content-Range: items 0-3/10", status="206 x"),
+        ok(b"0123", f"Content-Range: bytes 0-3/{'9' * 5000}", status="206 x"),
         ok(b"0123", status="206 x"),
     ],
 )
@@ -414,6 +415,14 @@ async def test_a_skewed_clock_is_corrected_once(expect_log):
             await client.delete("key")
 
 
+async def test_a_clock_beyond_all_time_is_not_believed(expect_log):
+    expect_log("clock of this machine")
+    absurd = "Date: Tue, 01 Jan 99999999999 00:00:00 GMT"
+    async with talking_to(error("403 Forbidden", "RequestTimeTooSkewed", absurd)) as (client, _):
+        with pytest.raises(Denied):
+            await client.delete("key")
+
+
 class Rotating:
     """Credentials that are replaced each time they are refused, or never."""
 
@@ -496,8 +505,9 @@ async def test_another_region_is_followed_and_remembered(redirect: bytes):
         assert client.settings.region == "eu-west-1"
 
 
-async def test_a_region_that_is_not_told_is_an_error():
-    redirect = error("301 Moved", "PermanentRedirect", "Location: http://elsewhere.example/")
+@pytest.mark.parametrize("location", ["http://elsewhere.example/", "http://[oops/"])
+async def test_a_region_that_is_not_told_is_an_error(location: str):
+    redirect = error("301 Moved", "PermanentRedirect", f"Location: {location}")
     async with talking_to(redirect) as (client, peer):
         with pytest.raises(StoreError, match="PermanentRedirect"):
             await client.delete("key")

@@ -87,6 +87,9 @@ def test_repairs_are_made_once():
         ("-3", 0.0),
         ("Thu, 01 Jan 1970 00:01:40 GMT", 60.0),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 0.0),
+        ("Thu, 01 Jan 99999999999 00:01:40 GMT", 0.0),
+        ("9" * 5000, 999999.0),
     ],
 )
 def test_retry_after(text: str | None, seconds: float):

@@ -8,9 +8,7 @@ import time
 from collections.abc import Awaitable, Mapping
 from copy import copy
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import NamedTuple, Protocol, Self
-from urllib.parse import urlsplit
 
 import trio
 
@@ -28,7 +26,9 @@ from s3mount.s3.http import (
     Receiver,
     body_size,
     exchange,
+    host_of,
     is_short,
+    moment_of,
 )
 from s3mount.s3.ownwrites import WRITES, OwnWrites
 from s3mount.s3.pool import Pool, Slots
@@ -454,9 +454,8 @@ class Calls:
         return await self._repair(operation, reason, explained), refusal
 
     def _correct_clock(self, answer: Answer) -> bool:
-        try:
-            theirs = parsedate_to_datetime(answer.headers.get("date", "")).timestamp()
-        except ValueError:
+        theirs = moment_of(answer.headers.get("date"))
+        if theirs is None:
             return False
         offset = theirs - time.time()
         if abs(offset - self._route.signer.clock_offset) < _SKEW_SECONDS:
@@ -476,7 +475,7 @@ class Calls:
         if refusal.region:
             settings = settings.in_region(refusal.region)
         else:
-            settings = settings.at_host(urlsplit(answer.headers.get("location", "")).hostname)
+            settings = settings.at_host(host_of(answer.headers))
             if settings == self.settings:
                 return False
         if settings != self.settings:

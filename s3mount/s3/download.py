@@ -103,7 +103,8 @@ class Download:
         unit, _, rest = text.partition(" ")
         span, _, total = rest.partition("/")
         first, _, last = span.partition("-")
-        if unit != "bytes" or not (first.isdecimal() and last.isdecimal() and total.isdecimal()):
+        numbers = (first, last, total)
+        if unit != "bytes" or not all(text.isdecimal() and len(text) <= 18 for text in numbers):
             raise Broken("the answer has a malformed Content-Range")
         begin, end, size = int(first), int(last) + 1, int(total)
         if (

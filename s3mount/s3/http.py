@@ -5,7 +5,9 @@ the connection, and the attempt with it.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import trio
 
@@ -18,6 +20,7 @@ _CONTINUE_SECONDS = 1.0
 _LARGE_BODY = 256 << 10
 _MAX_DISCARD = 1 << 20
 _PIECE = 64 << 10
+_END_OF_TIME = 1 << 35  # In the year 3058; what comes after the year 9999 cannot be written.
 
 
 class Head(NamedTuple):
@@ -127,6 +130,23 @@ def _content_length(headers: Mapping[str, str]) -> int | None:
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
         raise Broken("the answer has an absurd Content-Length")
     return int(text)
+
+
+def moment_of(text: str | None) -> float | None:
+    """The time of a header like Date, in seconds since 1970; None if it is none, or absurd."""
+    try:
+        moment = parsedate_to_datetime(text or "").timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return moment if 0 <= moment < _END_OF_TIME else None
+
+
+def host_of(headers: Mapping[str, str]) -> str | None:
+    """The host that Location leads to; None if there is none."""
+    try:
+        return urlsplit(headers.get("location", "")).hostname
+    except ValueError:
+        return None
 
 
 async def exchange(

@@ -8,9 +8,9 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 from s3mount.s3 import checksum
+from s3mount.s3.http import moment_of
 from s3mount.s3.store import ObjectInfo, PartDone
 from s3mount.storing import is_encrypted_apart
 
@@ -87,7 +87,5 @@ def is_completed(info: ObjectInfo, parts: Sequence[PartDone], age_seconds: float
 
 def _store_time(info: ObjectInfo) -> float:
     """The store's own time when it described the object; never if it did not say."""
-    try:
-        return parsedate_to_datetime(info.headers.get("date", "")).timestamp()
-    except ValueError:
-        return float("inf")
+    moment = moment_of(info.headers.get("date"))
+    return float("inf") if moment is None else moment

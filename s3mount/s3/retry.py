@@ -2,11 +2,11 @@
 
 import math
 import random
-from email.utils import parsedate_to_datetime
 
 import trio
 
 from s3mount.s3.endpoint import Credentials
+from s3mount.s3.http import moment_of
 
 _BASE_SECONDS = 0.1
 _MOST_DAMAGED = 6  # Attempts whose body may arrive damaged.
@@ -109,7 +109,5 @@ def retry_after_seconds(text: str | None, now: float) -> float:
         return 0.0
     if text.isascii() and text.isdigit():
         return float(text[:6])
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
-    except ValueError:
-        return 0.0
+    moment = moment_of(text)
+    return 0.0 if moment is None else max(0.0, moment - now)
