@@ -101,11 +101,17 @@ def test_a_notification_of_sns_is_unwrapped_once():
         b'{"Records":[{"eventName":7}]}',
         message(record("")),
         message(record(7)),
+        message(record("half a character \ud800")),
     ],
 )
 def test_what_makes_no_sense_is_malformed_and_nothing_else(text: bytes):
     with pytest.raises(Malformed):
         parse(text, "b")
+
+
+def test_an_etag_that_nobody_can_ask_for_is_none():
+    (event,) = parse(message(record("a", object={"eTag": "\ud800"})), "b")
+    assert event.etag == ""
 
 
 @given(

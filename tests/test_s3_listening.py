@@ -106,6 +106,7 @@ async def test_events_are_told_however_they_are_cut_into_chunks():
 
 async def test_what_makes_no_sense_is_counted_and_skipped():
     nonsense = [b"no JSON", b"[1]", b'{"Records":[{}]}', b"\xff\x00", b"x" * (MAX_LINE + 1)]
+    nonsense.append(event("half a character \ud800"))
     lines = b"".join(line + b"\n" + event("k") + b"\n" for line in nonsense)
     heard, _, _ = await heard_from([HEAD, chunk(lines), chunk(b"")])
     assert keys_in(heard) == ["k"] * len(nonsense)

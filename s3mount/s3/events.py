@@ -99,7 +99,7 @@ def _event(record: object, bucket: str) -> Event | None:
         return None
     described = _field(s3, "object")
     key = _field(described, "key")
-    if not isinstance(key, str) or not key:
+    if not isinstance(key, str) or not key or not _is_text(key):
         raise Malformed("a record has no key")
     size = _field(described, "size")
     return Event(
@@ -109,6 +109,15 @@ def _event(record: object, bucket: str) -> Event | None:
         size=size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None,
         request_id=_text(_field(_field(record, "responseElements"), "x-amz-request-id")),
     )
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8, as all keys can: JSON may hold half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _keys(key: str) -> tuple[str, ...]:
@@ -121,4 +130,4 @@ def _field(value: object, name: str) -> object:
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) and _is_text(value) else ""

@@ -396,24 +396,18 @@ def test_a_queue_tells_of_changes(
         assert names_in(mounted.path) == []
         client.put_object(Bucket=bucket.name, Key="a b", Body=b"new")
         eventually(lambda: names_in(mounted.path) == ["a b"])
-        inner = {
-            "Type": "Notification",
-            "Message": json.dumps(
-                {
-                    "Records": [
-                        {
-                            "eventName": "ObjectRemoved:Delete",
-                            "s3": {"bucket": {"name": bucket.name}, "object": {"key": "a+b"}},
-                        }
-                    ]
-                }
-            ),
-        }
+
+        def removal(key: str) -> str:
+            about = {"bucket": {"name": bucket.name}, "object": {"key": key}}
+            return json.dumps({"Records": [{"eventName": "ObjectRemoved:Delete", "s3": about}]})
+
         client.put_bucket_notification_configuration(
             Bucket=bucket.name, NotificationConfiguration={}
         )
         client.delete_object(Bucket=bucket.name, Key="a b")
         queues.send_message(QueueUrl=url, MessageBody="no JSON")
+        queues.send_message(QueueUrl=url, MessageBody=removal("\ud800"))
+        inner = {"Type": "Notification", "Message": removal("a+b")}
         queues.send_message(QueueUrl=url, MessageBody=json.dumps(inner))
         eventually(lambda: names_in(mounted.path) == [])
 
@@ -423,4 +417,4 @@ def test_a_queue_tells_of_changes(
             return {int(one) for one in found["Attributes"].values()} == {0}
 
         eventually(is_empty)
-        assert status(mounted)["notify"]["malformed"] == 1
+        assert status(mounted)["notify"]["malformed"] == 2
