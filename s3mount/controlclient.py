@@ -48,11 +48,18 @@ def socket_path(mountpoint: Path) -> Path:
 
 
 def find_socket(mountpoint: Path, owner: int) -> Path | None:
-    """Return the socket of the mount that user *owner* has at *mountpoint*, if there is one."""
+    """Return the socket of the mount that user *owner* has at *mountpoint*, if there is one.
+
+    Raises `PermissionError` when it is another user's, and not for us to find.
+    """
     for folder in _folders(owner):
         path = folder / _socket_name(mountpoint)
-        if path.is_socket() and _is_private(folder, owner):
-            return path
+        try:
+            if path.is_socket() and _is_private(folder, owner):
+                return path
+        except PermissionError:
+            if owner != os.geteuid():
+                raise
     return None
 
 
@@ -97,9 +104,19 @@ def _folders(owner: int) -> list[Path]:
         folders.insert(0, runtime / "s3mount")
     chosen = os.environ.get("XDG_RUNTIME_DIR", "")
     longest = len(os.fsencode(chosen)) + len("/s3mount/") + len(_socket_name(Path()))
-    if owner == os.geteuid() and chosen.startswith("/") and longest <= _MAX_SOCKET_PATH:
+    fits = chosen.startswith("/") and longest <= _MAX_SOCKET_PATH
+    if fits and owner == os.geteuid() and _is_of(owner, chosen):
         folders.insert(0, Path(chosen, "s3mount"))
     return folders
+
+
+def _is_of(owner: int, folder: str) -> bool:
+    """Whether a directory is there and belongs to *owner*: su(1) hands on those of others."""
+    try:
+        status = Path(folder).stat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == owner
 
 
 def _make_private(folder: Path) -> None:

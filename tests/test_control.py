@@ -290,10 +290,19 @@ def test_a_directory_that_others_can_use_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_user_is_found_wherever_the_socket_is(monkeypatch):
+    if os.geteuid() != 0:
+        pytest.skip("only root gives directories away")
     monkeypatch.setattr(os, "geteuid", lambda: 4242)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/tmp")  # Short, as such directories are.
-    folders = controlclient._folders(4242)
-    assert str(folders[0]) == "/tmp/s3mount"
-    assert str(folders[-1]) == "/tmp/s3mount-4242"
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/" + "x" * 100)
-    assert [str(folder) for folder in controlclient._folders(4242)] == ["/tmp/s3mount-4242"]
+    usual = Path("/tmp/s3mount-4242")
+    with TemporaryDirectory(dir="/tmp") as runtime:  # Short, as such directories are.
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        assert controlclient._folders(4242) == [usual], "it is root's"
+        os.chown(runtime, 4242, 4242)
+        assert controlclient._folders(4242) == [Path(runtime, "s3mount"), usual]
+        long = Path(runtime, "x" * 100)
+        long.mkdir()
+        os.chown(long, 4242, 4242)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
+        assert controlclient._folders(4242) == [usual]
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+    assert controlclient._folders(4242) == [usual], "it is gone"

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -39,6 +40,14 @@ class Host:
         path.write_text(f"{secrets.access_key}:{secrets.secret_key}\n")
         path.chmod(mode)
         os.chown(path, owner, owner)
+
+    def give_to(self, owner: int) -> None:
+        """Let *owner* be the user who mounts."""
+        self.write_keys(self.keys, owner)
+        self.log.touch()
+        self.state.mkdir(mode=0o700)
+        for path in (self.log, self.state):
+            os.chown(path, owner, owner)
 
     @property
     def options(self) -> str:
@@ -272,11 +281,7 @@ def test_remount_changes_what_the_kernel_allows(host: Host):
 
 
 def test_a_user_mounts_with_fusermount3_what_fstab_allows(host: Host):
-    host.write_keys(host.keys, NOBODY)
-    host.log.touch()
-    host.state.mkdir(mode=0o700)
-    for path in (host.log, host.state):
-        os.chown(path, NOBODY, NOBODY)
+    host.give_to(NOBODY)
     host.fstab(host.line("noauto,user,allow_other,noatime,lazytime"))
     said = host.machine.check("mount", str(host.path), user=NOBODY)
     assert "option lazytime is ignored: only root may mount so\n" in said
@@ -286,6 +291,19 @@ def test_a_user_mounts_with_fusermount3_what_fstab_allows(host: Host):
     host.machine.check("umount", str(host.path), user=NOBODY)
     assert host.find("SOURCE") == ""
     assert host.contents("mine") == b"mine\n"
+
+
+def test_a_runtime_directory_that_is_not_the_users_is_left_alone(host: Host):
+    host.give_to(NOBODY)
+    command = [*host.machine.s3mount, host.bucket.name, str(host.path), "-o", host.options]
+    with TemporaryDirectory(dir="/tmp") as theirs:  # Short, as such directories are.
+        os.chown(theirs, NOBODY, NOBODY)
+        Path(theirs, "s3mount").mkdir(mode=0o700)  # root's
+        for at_first, later in (("/root", "/nonexistent"), ("/nonexistent", "/root"), ("", theirs)):
+            host.machine.check(*command, user=NOBODY, XDG_RUNTIME_DIR=at_first)
+            away = [*host.machine.s3mount, "umount", str(host.path)]
+            host.machine.check(*away, user=NOBODY, XDG_RUNTIME_DIR=later)
+            assert host.find("SOURCE") == ""
 
 
 def test_a_lazy_umount_returns_while_a_file_is_open(host: Host):
@@ -332,11 +350,8 @@ def test_keys_that_others_can_read_are_refused(host: Host):
 
 
 def test_what_a_user_cannot_read_is_told(host: Host):
+    host.give_to(NOBODY)
     host.write_keys(host.keys, 0)
-    host.log.touch()
-    host.state.mkdir(mode=0o700)
-    for path in (host.log, host.state):
-        os.chown(path, NOBODY, NOBODY)
     host.fstab(host.line("noauto,user"))
     line = host.complaint(1, "mount", str(host.path), user=NOBODY)
     assert f"{host.keys}: Permission denied" in line
