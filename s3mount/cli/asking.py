@@ -41,6 +41,14 @@ def own_mounts() -> list[Mount]:
     return list(found.values())
 
 
+def socket_of(mount: Mount) -> Path | None:
+    """Where the daemon of *mount* listens, if it does; raises `MountError` for those of others."""
+    try:
+        return find_socket(mount.mountpoint, mount.owner)
+    except PermissionError as error:
+        raise MountError(f"{mount.mountpoint}: only its owner and root may ask", 1) from error
+
+
 def ask(
     mount: Mount,
     command: str,
@@ -53,10 +61,7 @@ def ask(
 
     After *timeout* seconds (None: never) it is told that the daemon goes on.
     """
-    try:
-        socket = find_socket(mount.mountpoint, mount.owner)
-    except PermissionError as error:
-        raise MountError(f"{mount.mountpoint}: only its owner and root may ask", 1) from error
+    socket = socket_of(mount)
     if socket is None:
         raise MountError(f"{mount.mountpoint}: no daemon serves this mount any more")
     try:

@@ -130,7 +130,10 @@ def _why_mounted(mount: Mount) -> str:
 
 def _is_served(mount: Mount) -> bool:
     """Say whether a daemon listens for this mount, be it stuck or not."""
-    path = controlclient.find_socket(mount.mountpoint, mount.owner)
+    try:
+        path = controlclient.find_socket(mount.mountpoint, mount.owner)
+    except PermissionError:
+        return True  # Another user's: that is not for us to doubt.
     if path is None:
         return False
     try:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from s3mount.cli.asking import socket_of
 from s3mount.cli.statustext import printable
-from s3mount.controlclient import Connection, ControlError, Silent, find_socket
+from s3mount.controlclient import Connection, ControlError, Silent
 from s3mount.errors import MountError
 from s3mount.mounts import FILE_SYSTEM_TYPE, Mount, find_mount
 from s3mount.values import canonical
@@ -19,7 +20,7 @@ def ask(path: str, command: str, *, progress: Progress | None = None, **words: o
     """Ask the mount that *path* lies in about that path; raises `MountError`."""
     real = canonical(path)
     mount = _mount_of(real)
-    socket = find_socket(mount.mountpoint, mount.owner)
+    socket = socket_of(mount)
     if socket is None:
         raise MountError(f"{mount.mountpoint}: no daemon serves this mount any more")
     below = str(real.relative_to(mount.mountpoint))

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from s3mount.cli.arguments import Parser
-from s3mount.cli.asking import patience_of
-from s3mount.controlclient import Connection, ControlError, NoDaemon, Silent, find_socket
+from s3mount.cli.asking import patience_of, socket_of
+from s3mount.controlclient import Connection, ControlError, NoDaemon, Silent
 from s3mount.errors import MountError
 from s3mount.mounts import FILE_SYSTEM_TYPE, Mount, detach, find_mount
 from s3mount.values import canonical
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _connect(mount: Mount, *, force: bool) -> Connection | None:
     """Return a connection to the daemon of *mount*, or None when it can do without, or must."""
-    path = find_socket(mount.mountpoint, mount.owner)
+    path = socket_of(mount)
     if path is None:
         return None
     try:
@@ -109,7 +109,7 @@ def _detach(mount: Mount, *, lazy: bool) -> int:
         raise MountError(f"{mount.mountpoint}: {error.strerror}", 1) from error
     except OSError as error:
         raise MountError(f"{mount.mountpoint}: {error.strerror}") from error
-    if not lazy and (path := find_socket(mount.mountpoint, mount.owner)) is not None:
+    if not lazy and (path := socket_of(mount)) is not None:
         path.unlink(missing_ok=True)  # Its daemon has died and could not.
     return 0
 

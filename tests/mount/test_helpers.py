@@ -293,6 +293,20 @@ def test_a_user_mounts_with_fusermount3_what_fstab_allows(host: Host):
     assert host.contents("mine") == b"mine\n"
 
 
+def test_the_mount_of_another_user_is_not_for_us_to_end_or_to_cover(host: Host):
+    host.give_to(NOBODY)
+    command = [*host.machine.s3mount, host.bucket.name, str(host.path)]
+    options = f"{host.options},allow_other"
+    host.machine.check(*command, "-o", options, user=NOBODY)
+    for words in (["umount"], ["umount", "--lazy"], ["umount", "--force"], ["versions"]):
+        other = [*host.machine.s3mount, *words, str(host.path)]
+        line = host.complaint(1, *other, user=NOBODY - 1)
+        assert line == f"s3mount: {host.path}: only its owner and root may ask\n"
+    line = host.complaint(32, *command, "-o", options, user=NOBODY - 1)
+    assert f"{host.bucket.name} is already mounted on {host.path}" in line
+    host.machine.check(*host.machine.s3mount, "umount", str(host.path), user=NOBODY)
+
+
 def test_a_runtime_directory_that_is_not_the_users_is_left_alone(host: Host):
     host.give_to(NOBODY)
     command = [*host.machine.s3mount, host.bucket.name, str(host.path), "-o", host.options]
