@@ -10,7 +10,9 @@ import os
 import pwd
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +27,7 @@ MIN_MEMORY = 32 << 20
 MINIMAL_TTL = 0.1  # seconds: one system call of a program still sees one state
 
 _BEGAN = time.time()
+_beginning = ContextVar("_beginning", default=Path())  # of relative paths
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.ASCII)
 _SECONDS = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -259,10 +262,20 @@ def canonical(path: str | Path, depth: int = 40) -> Path:
     return canonical(real.parent / target, depth - 1) if depth else real
 
 
+@contextmanager
+def relative_to(directory: Path) -> Iterator[None]:
+    """Within this, relative paths begin at *directory*, not where the process is by then."""
+    before = _beginning.set(directory)
+    try:
+        yield
+    finally:
+        _beginning.reset(before)
+
+
 def _absolute(path: Path) -> Path:
     """Return the path from ``/``, without asking the file system."""
     try:
-        return Path(os.path.normpath(path.expanduser().absolute()))
+        return Path(os.path.normpath(Path(_beginning.get(), path.expanduser()).absolute()))
     except RuntimeError as error:
         raise ValueError(str(path)) from error  # there is no such user
 

@@ -20,7 +20,7 @@ from s3mount.service import Report, keep_informed
 from tests.conftest import unavailable
 from tests.faultproxy import FaultProxy
 from tests.faults import Throttle
-from tests.mounts import COMMAND, Bucket, Mount, Mounter, force_end, is_mounted
+from tests.mounts import COMMAND, Bucket, Mount, Mounter, force_end, is_mounted, serious_lines
 from tests.servers import CHECKOUT
 
 UNITS = CHECKOUT / "systemd"
@@ -186,6 +186,23 @@ def test_sighup_reads_the_options_again_and_drops_what_is_known(service, bucket:
         systemd.signal(signal.SIGHUP)
         systemd.wait_for_log("the options stay as they are")
         systemd.wait_for("READY=1")
+        systemd.signal(signal.SIGTERM)
+
+
+def test_sighup_takes_relative_paths_for_those_that_they_were(
+    service, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    more = Path("more.toml")
+    more.write_text('cache = "cache"\n')
+    options = ("--config", "more.toml", "--log-file", "log", "--state-dir", "state")
+    with service(bucket, bucket.name, "mnt", *options) as systemd:
+        systemd.wait_for("READY=1")
+        more.write_text('cache = "cache"\npart-size = "16M"\n')
+        systemd.signal(signal.SIGHUP)
+        systemd.wait_for_log("the options are read again")
+        (line,) = serious_lines(systemd.mount.log)
+        assert line.endswith("these options change when it is mounted again: part-size")
         systemd.signal(signal.SIGTERM)
 
 

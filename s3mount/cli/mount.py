@@ -20,6 +20,7 @@ from s3mount.config import Config
 from s3mount.errors import MountError
 from s3mount.mounts import FILE_SYSTEM_TYPE, Mount, detach, find_mount, is_dead
 from s3mount.options import OptionError
+from s3mount.values import relative_to
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +76,26 @@ def _serve(arguments: Sequence[str], parsed: Parsed, *, background: bool) -> int
     for warning in parsed.warnings:
         log.warning("%s", warning)
     os.environ.update(config.environment)
+    before = _working_directory()
     os.chdir("/")  # All paths are absolute by now, and no directory is kept busy.
+
+    def read_again() -> Config:
+        with relative_to(before):
+            return parse_all(arguments).config
+
     # What is imported stays: to look for garbage in it takes 6 % of the start.  `run` enables it.
     gc.disable()
     from s3mount.daemon import run
 
-    return run(config, lambda: parse_all(arguments).config, background=background)
+    return run(config, read_again, background=background)
+
+
+def _working_directory() -> Path:
+    """Where relative paths begin; ``/`` if it is gone, where there can have been none."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path("/")
 
 
 def _check_mountpoint(config: Config) -> None:
