@@ -89,18 +89,26 @@ async def serve(listener: trio.SocketListener, pages: Pages) -> None:
     slots = trio.CapacityLimiter(MAX_CLIENTS)
 
     async def handle(stream: trio.SocketStream) -> None:
-        async with stream, slots:
-            with trio.move_on_after(REQUEST_TIMEOUT):
-                try:
-                    await _converse(stream, pages)
-                except trio.BrokenResourceError:
-                    pass  # Nobody is left to be told.
-                except Exception:
-                    # Whoever asks for a page may fail, the mount may not.
-                    log.exception("bug in the status page")
+        async with stream:
+            if not slots.available_tokens:
+                return  # Who waited for a turn would hold a descriptor of the mount meanwhile.
+            async with slots:
+                await _attend(stream, pages)
 
     async with listener:
         await trio.serve_listeners(_guarded(handle), [listener])
+
+
+async def _attend(stream: trio.SocketStream, pages: Pages) -> None:
+    """Answer a client within the time that it has."""
+    with trio.move_on_after(REQUEST_TIMEOUT):
+        try:
+            await _converse(stream, pages)
+        except trio.BrokenResourceError:
+            pass  # Nobody is left to be told.
+        except Exception:
+            # Whoever asks for a page may fail, the mount may not.
+            log.exception("bug in the status page")
 
 
 def _guarded(
