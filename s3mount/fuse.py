@@ -129,6 +129,7 @@ class FuseOperations(pyfuse3.Operations):
         self._surroundings = Surroundings(self.callers, subjects, slow)
         self._readers: dict[int, int] = {}  # who has opened a directory
         filesystem.open_files.tell_stale_names_to(notices.forget_name_of)
+        renamer.tell_stale_names_to(notices.forget_name)
         self.initialised = False
 
     def init(self) -> None:

@@ -314,7 +314,11 @@ class FileSystem:
         entry = self.cache.peek(parent.prefix, segment)
         known = expecting(entry.etag) if entry is not None else ALWAYS
         await self._remove_object(key_of(parent.prefix, segment), file, known)
+        inode = self.inodes.find(parent, name)
         if inode is not None:
+            late = self.files.get(inode)
+            if late is not None and late is not file:  # Opened while its object went.
+                late.detach()
             self.detach(inode)
         self._gone(parent, segment)
         await self.keep_directory(parent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -46,6 +46,11 @@ class Renamer:
         self._fs = filesystem
         self._store = store
         self._mover = mover
+        self._forget_name: Callable[[int, bytes], None] = lambda parent, name: None
+
+    def tell_stale_names_to(self, forget_name: Callable[[int, bytes], None]) -> None:
+        """Whom to tell of names that the kernel goes on believing in when a rename has failed."""
+        self._forget_name = forget_name
 
     async def rename(
         self, parent_number: int, name: bytes, new_parent_number: int, new_name: bytes, flags: int
@@ -135,6 +140,7 @@ class Renamer:
         known = expecting(source.shown)
         old = (source.parent, source.name, source.segment)
         assert old[0] is not None
+        base, condition, expected = file.base, file.condition, file.expected
         try:
             # No checkpoint between these: both names change for everybody at once.
             self._fs.inodes.move(source, parent, name, segment)
@@ -142,13 +148,23 @@ class Renamer:
             await file.save_as_renamed(shadowed.condition)
         except BaseException:
             self._fs.inodes.move(source, old[0], old[1], old[2])
+            if file.base is base:  # What it may replace under its old name is what it was.
+                file.condition, file.expected = condition, expected
             raise
         else:
             if replaced is not None:
                 replaced.detach()
             self._fs.open_files.saved(file)
             self._fs.cache.put(old[0].prefix, old[2], Absent(self._fs.cache.clock()))
-            await self._fs.open_files.remove_obsolete(file, known)
+            try:
+                await self._fs.open_files.remove_obsolete(file, known)
+            except BaseException:
+                # The rename fails, and has been made: both names are there, each for itself.
+                self._fs.open_files.leave_obsolete(file)
+                self._fs.cache.drop(old[0].prefix, old[2])
+                self._forget_name(old[0].number, old[1])
+                self._forget_name(parent.number, name)
+                raise
             await self._fs.open_files.forgotten()  # Of the old name, and of what was replaced.
 
     async def _rename_waiting(

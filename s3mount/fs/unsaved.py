@@ -106,7 +106,7 @@ class OpenFiles:
                 await self.remove_obsolete(file, ALWAYS)
             except StoreError as error:
                 log.warning("%s: its old object is left: %s", file.inode.key, error)
-                file.obsolete.clear()
+                file.obsolete.clear()  # The next mount removes it, if the journal says so.
         if self.writeback is not None and not file.dirty:
             self.writeback.drop(file)
 
@@ -117,6 +117,12 @@ class OpenFiles:
             await self._workshop.store.delete(key, condition=condition)
             if record := file.obsolete.pop(key, ""):
                 forget(self._workshop.journal, record)
+
+    def leave_obsolete(self, file: OpenFile) -> None:
+        """Leave what a file has under names that it had before: others may use those by now."""
+        for record in filter(None, file.obsolete.values()):
+            forget(self._workshop.journal, record)
+        file.obsolete.clear()
 
     async def make_safe(self, file: OpenFile) -> None:
         """What close(2) and fsync(2) promise: the store has it, or the journal."""
