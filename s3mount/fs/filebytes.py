@@ -20,13 +20,7 @@ from s3mount.errors import Changed, Corrupt, NotFound, PosixError, StoreError, d
 from s3mount.fs.inodes import Inode
 from s3mount.fs.status import without_set_id
 from s3mount.fs.workshop import Workshop
-from s3mount.s3.store import (
-    ALWAYS,
-    Buffer,
-    Precondition,
-    Stored,
-    expecting,
-)
+from s3mount.s3.store import ALWAYS, Buffer, Precondition, Stored, expecting
 from s3mount.write.staging import RunningChecksums, StagedFile
 from s3mount.write.upload import Upload
 
@@ -326,6 +320,15 @@ class FileBytes(ABC):
                 raise PosixError(errno.ESTALE) from error
             log.warning("%s: %s", self.inode.key, error)
             raise PosixError(errno.EIO) from error
+
+    def _take_returned(self) -> bool:
+        """Whether bytes had been dropped, which an object has now that was completed unheard."""
+        if self._upload is None or self._staged is None or not self._staged.dropped:
+            return False
+        self._upload.let_go()
+        self._upload = None
+        self._staged.returned()
+        return True
 
     async def _forget_base(self) -> None:
         """What is rewritten from empty replaces whatever is there: last close wins."""

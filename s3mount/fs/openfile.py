@@ -119,7 +119,8 @@ class OpenFile(FileBytes):
         own = await self._workshop.store.own_version(self.inode.key)
         if own is not None:
             log.info("%s: it had been saved though that seemed to fail", self.inode.key)
-            if self.base is not None:
+            returned = self._take_returned()
+            if self.base is not None or returned:
                 # Bytes that are not staged are the same in both.
                 self.base = ObjectVersion(self.inode.key, own.etag, own.size)
             self.stored_key = self.inode.key

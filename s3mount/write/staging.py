@@ -191,6 +191,13 @@ class StagedFile:
                 self._budget.give(len(block))
                 self.dropped.add(index * BLOCK_SIZE, (index + 1) * BLOCK_SIZE)
 
+    def returned(self) -> None:
+        """Take the dropped bytes for ones of the old object, which has them by now."""
+        for gone in self.dropped:
+            self.extents.remove(gone.start, gone.stop)
+            self.base_limit = max(self.base_limit, gone.stop)
+        self.dropped = Extents()
+
     def forfeit(self, start: int, stop: int) -> None:
         """Let dropped bytes go for good, as they are about to be replaced."""
         self.dropped.remove(start, stop)

@@ -67,6 +67,7 @@ class Upload:
         self._nursery = nursery
         self._id = ""
         self._beginning = trio.Lock()
+        self._failures = 0  # Of attempts to begin it.
         self._slots = trio.CapacityLimiter(PARALLEL_PARTS)
         self._early: dict[ByteRange, PartDone | None] = {}  # None: under way
         # A part number must not be sent twice at once: the elder could arrive last.
@@ -183,8 +184,13 @@ class Upload:
             log.info("%s: an upload could not be aborted: %s", self.key, error)
 
     async def _begin(self) -> None:
+        failures = self._failures
         async with self._beginning:
-            if not self._id:
+            if self._id:
+                return
+            if self._failures > failures:  # While we waited: no use in waiting as long again.
+                raise Unavailable(f"{self.key}: an upload could not be begun")
+            try:
                 self._id, self._note = await begin_upload(
                     self._store,
                     self._journal,
@@ -193,6 +199,9 @@ class Upload:
                     copies=self._copies,
                     file=self._file,
                 )
+            except StoreError:
+                self._failures += 1
+                raise
 
     async def _send_early(
         self,

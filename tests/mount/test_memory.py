@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from tests.faults import ACCESS_DENIED, Delay
+from tests.faults import ACCESS_DENIED, Answer, Delay, Hang, Point
 from tests.mount.conftest import Shared
 from tests.mount.test_overtaken_reads import beside
 from tests.mount.test_writeback import wait_until
@@ -194,6 +194,47 @@ def test_what_went_on_under_an_old_name_is_saved_when_it_has_the_new_one(
     shared.proxy.remove(slow)
     assert refusal.hits == 1
     assert shared.all_keys(old) == []
+
+
+@pytest.fixture(scope="module")
+def impatient(sharing) -> Iterator[Shared]:
+    with sharing("--memory", "32M", "--timeout", "3s", proxied=True) as shared:
+        shared.mounter.expect_log(r"(fsync|flush|write) .*: EIO")
+        yield shared
+
+
+def test_what_was_completed_unheard_is_gone_on_from(impatient: Shared):
+    """The parts that had left are in the object by now, and nowhere else."""
+    shared, proxy, body = impatient, impatient.proxy, bytearray(noise(42 * MIB, 14))
+    path = shared.root / "unheard"
+    proxy.forget()
+    with direct(path) as write, path.open("rb") as reader:
+        write(0, bytes(body))
+        wait_until(lambda: parts_sent(shared) >= 4)
+        unheard = Answer(503, "ServiceUnavailable", late=True)
+        proxy.inject(unheard, operation="CompleteMultipartUpload", count=1)
+        proxy.inject(Answer(503, "ServiceUnavailable"), method="HEAD", path="unheard$")
+        with pytest.raises(OSError, match="Input/output error"):
+            os.fsync(reader.fileno())
+        proxy.clear()
+        body += noise(4096, 15)
+        write(42 * MIB, bytes(body[42 * MIB :]))
+    check(shared, path, bytes(body))
+
+
+def test_a_store_that_goes_away_before_the_first_part_is_not_waited_for_by_each(
+    impatient: Shared,
+):
+    shared, proxy = impatient, impatient.proxy
+    proxy.clear()
+    proxy.inject(Hang(Point.REQUEST), operation="CreateMultipartUpload")
+    proxy.forget()
+    began = time.monotonic()
+    with pytest.raises(OSError, match="Input/output error"):
+        (shared.root / "never").write_bytes(bytes(120 * MIB))
+    took = time.monotonic() - began
+    proxy.clear()
+    assert took < 4 * 3, "each of 12 parts has waited for the time limit of 3 s"
 
 
 def test_small_writes_past_the_kernel_cache(shared: Shared, work: Path):
