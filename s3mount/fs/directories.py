@@ -36,17 +36,19 @@ class Row(NamedTuple):
 class _Reading:
     """One open directory: its listing, and the files that are not in the store yet.
 
-    `hidden` are the names that are not shown; `tried` tells whether names were shown to see what
-    becomes of them, `walked` whether they were looked at one after the other.
+    `hidden` are the names that are not shown; `shown` are those that unsaved files were shown by,
+    each with the index of its file.  `tried` tells whether names were shown to see what becomes
+    of them, `walked` whether they were looked at one after the other.
     """
 
-    __slots__ = ("hidden", "inode", "listing", "tried", "unsaved", "walked")
+    __slots__ = ("hidden", "inode", "listing", "shown", "tried", "unsaved", "walked")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.hidden = hidden_below(inode)
         self.listing: Listing | None = None
         self.unsaved: list[Inode] = []
+        self.shown: dict[str, int] = {}
         self.tried = False
         self.walked = False
 
@@ -88,18 +90,21 @@ class Directories:
         """
         reading = self._open[handle]
         if start == 0 or reading.listing is None:
-            self._rewind(reading)
+            self._rewind(reading, start)
         assert reading.listing is not None
         unsaved = self._unsaved_rows(reading, start)
+        first = next(unsaved, None)
+        if first is not None:  # What they are shown by decides what the listing shows.
+            return itertools.chain((first,), unsaved)
         index = max(start - len(reading.unsaved), 0)
         while listed := await reading.listing.rows(index, CHUNK):
             listed = await self._learn(reading, listed, index)
             rows = self._listed_rows(reading, listed, index)
             first = next(rows, None)
             if first is not None:
-                return itertools.chain(unsaved, (first,), rows)
+                return itertools.chain((first,), rows)
             index += len(listed)
-        return unsaved
+        return iter(())
 
     async def _learn(
         self, reading: _Reading, listed: Sequence[Listed], index: int
@@ -124,20 +129,31 @@ class Directories:
         return listed
 
     def _unsaved_rows(self, reading: _Reading, start: int) -> Iterator[Row]:
+        """The unsaved files from *start* on, by the names that they have now, each name once."""
+        if start < len(reading.unsaved):  # The kernel had no room for what was beyond that.
+            reading.shown = {name: at for name, at in reading.shown.items() if at < start}
+        filesystem, directory = self._fs, reading.inode
         for index in range(start, len(reading.unsaved)):
-            inode = reading.unsaved[index]
-            if inode.gone or inode.parent is not reading.inode:
+            unsaved = reading.unsaved[index]
+            name, segment = unsaved.name, unsaved.segment
+            if unsaved.parent is not directory or segment in reading.shown:
                 continue
-            file = self._fs.files.get(inode)
-            entry = self._fs.cache.peek(reading.inode.prefix, inode.segment)
-            if file is not None:
-                yield Row(inode.name, self._fs.stat_file(inode, file), 0, index + 1)
+            # Over one that is gone perhaps another one was renamed.
+            inode = filesystem.inodes.find(directory, name) if unsaved.gone else unsaved
+            file = None if inode is None else filesystem.files.get(inode)
+            entry = filesystem.cache.peek(directory.prefix, segment)
+            if inode is not None and file is not None:
+                found = filesystem.stat_file(inode, file)
             elif entry is not None:  # Saved meanwhile, perhaps too late for the listing.
                 # Nothing has kept the inode since.
-                inode = self._fs.inode_of(reading.inode, inode.name, inode.segment, entry)
-                yield Row(inode.name, self._fs.stat_entry(inode, entry), 0, index + 1)
+                inode = filesystem.inode_of(directory, name, segment, entry)
+                found = filesystem.stat_entry(inode, entry)
+            else:
+                continue
+            reading.shown[segment] = index
+            yield Row(name, found, 0, index + 1)
 
-    def _rewind(self, reading: _Reading) -> None:
+    def _rewind(self, reading: _Reading, start: int) -> None:
         reading.listing = self._fs.namespace.listing(reading.inode.prefix)
         # What the store may have of a dirty file is no reason to look for it in the listing.
         reading.unsaved = [
@@ -146,6 +162,8 @@ class Directories:
             if inode.parent is reading.inode and not inode.gone
             if file.dirty or not file.stored_key
         ]
+        before = reading.unsaved[:start]
+        reading.shown = {inode.segment: index for index, inode in enumerate(before)}
 
     def _listed_rows(
         self, reading: _Reading, listed: Sequence[Listed], index: int
@@ -160,10 +178,10 @@ class Directories:
         certain = not filesystem.namespace.keep_attributes
         shy = index > 0 and not reading.walked
         following = len(reading.unsaved) + index
-        hidden = {inode.segment for inode in reading.unsaved} | reading.hidden
         for name, segment, entry in listed:
             following += 1
-            if segment in hidden:
+            # An unsaved file may have another name by now, and has not been shown by that.
+            if segment in reading.hidden or segment in reading.shown:
                 continue
             inode = filesystem.inodes.find(directory, name)
             file = filesystem.files.get(inode) if inode is not None else None
