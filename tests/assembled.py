@@ -55,8 +55,11 @@ class SmallPages:
 class Assembled:
     """The parts that a test speaks to, and what it does with them most often."""
 
-    def __init__(self, store: SmallPages, filesystem: FileSystem, mover: TreeMover) -> None:
+    def __init__(
+        self, store: SmallPages, filesystem: FileSystem, mover: TreeMover, nursery: trio.Nursery
+    ) -> None:
         self.store = store
+        self.nursery = nursery
         self.fs = filesystem
         self.directories = Directories(filesystem)
         self._renamer = Renamer(filesystem, store, mover)
@@ -138,5 +141,5 @@ async def assembled(
                 trees=TreeGate(),
             )
             filesystem = FileSystem(store, namespace, workshop, exclusive_at_open=False)
-            yield Assembled(store, filesystem, TreeMover(store, journal, nursery))
+            yield Assembled(store, filesystem, TreeMover(store, journal, nursery), nursery)
             nursery.cancel_scope.cancel()

@@ -48,6 +48,31 @@ def test_our_own_change_outlives_a_page_that_was_asked_for_before(cache: MetaCac
     assert cache.get("d/", "a") == Absent(1001)
 
 
+def test_a_listing_that_ends_late_brings_nothing_back_that_a_newer_one_lacks(
+    cache: MetaCache, clock: Clock
+):
+    cache.put("d/", "a", Absent(1001))
+    clock.now = 1002.0
+    cache.put_listing("d/", {"b": listed('"1"', 1002)}, 1002)
+    cache.put_page("d/", [("a", listed('"1"', 1000))], 1000)
+    cache.put_listing("d/", {"a": listed('"1"', 1000)}, 1000)
+    assert cache.get("d/", "a") == Absent(1002)
+    assert cache.listing("d/") == {"b": listed('"1"', 1002)}
+
+
+def test_names_of_ours_are_remembered_by_directory_towards_the_safe_side(cache: MetaCache):
+    cache.put_own("d/", "a", listed('"1"', 1000))
+    assert cache.freshness.added_at("d/") == 1000
+    assert cache.freshness.added_at("e/") < 0
+    cache.put("e/", "a", listed('"1"', 1000))
+    cache.put_own("e/", "a", listed('"2"', 1000))
+    assert cache.freshness.added_at("e/") < 0, "it was there before"
+    for number in range(MAX_CHANGES + 1):
+        cache.freshness.added(f"{number}/", 1001)
+    assert cache.freshness.added_at("d/") == 1001
+    assert cache.freshness.added_at("e/") == 1001
+
+
 def test_a_directory_larger_than_the_cache_is_forgotten_by_halves(cache: MetaCache):
     for number in range(1000):
         cache.put("huge/", f"{number}", listed('"e"', 1000))

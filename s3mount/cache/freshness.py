@@ -26,6 +26,7 @@ class Freshness:
     and so is all from before the *floor*, the end of the last time in which nobody told.
     What we have dropped ourselves, such as a tree that was renamed, is remembered apart: answers
     from before that are too old (`is_overtaken`), while what was learnt before may move along.
+    Where we have added names ourselves, what was asked before lacks them (`added_at`).
     All moments are on the clock of the cache.
     """
 
@@ -37,6 +38,8 @@ class Freshness:
         self._changes: OrderedDict[tuple[str, str], tuple[float, Hint | None]] = OrderedDict()
         self._dropped: OrderedDict[str, float] = OrderedDict()  # Names, and trees that end in "/".
         self._dropped_last = self._dropped_doubtful = -math.inf
+        self._added: OrderedDict[str, float] = OrderedDict()
+        self._added_doubtful = -math.inf
 
     @property
     def floor(self) -> float:
@@ -72,6 +75,17 @@ class Freshness:
         self._dropped.move_to_end(path)
         if len(self._dropped) > MAX_CHANGES:
             self._dropped_doubtful = self._dropped.popitem(last=False)[1]
+
+    def added(self, prefix: str, moment: float) -> None:
+        """Take note that a name of ours has appeared under *prefix* at *moment*."""
+        self._added[prefix] = moment
+        self._added.move_to_end(prefix)
+        if len(self._added) > MAX_CHANGES:
+            self._added_doubtful = self._added.popitem(last=False)[1]
+
+    def added_at(self, prefix: str) -> float:
+        """The last moment at which a name of ours may have appeared under *prefix*."""
+        return self._added.get(prefix, self._added_doubtful)
 
     def is_overtaken(self, prefix: str, segment: str, asked: float) -> bool:
         """Whether the answer to a question from then may be older than a change or a drop."""

@@ -46,13 +46,17 @@ class Absent(NamedTuple):
 
 
 class _Directory:
-    """The known names under one prefix; `complete` is when a whole listing began."""
+    """The known names under one prefix.
 
-    __slots__ = ("complete", "names")
+    `complete` is when a whole listing began that still holds, `listed` when the newest did.
+    """
+
+    __slots__ = ("complete", "listed", "names")
 
     def __init__(self) -> None:
         self.names: dict[str, Entry | Absent] = {}
         self.complete: float | None = None
+        self.listed = -math.inf
 
 
 class MetaCache:
@@ -148,6 +152,12 @@ class MetaCache:
             self._shrink(prefix)
         directory.names[segment] = entry
 
+    def put_own(self, prefix: str, segment: str, entry: Entry) -> None:
+        """Take note of what we have written: a new name is missing in listings under way."""
+        if self.peek(prefix, segment) is None:
+            self.freshness.added(prefix, self.clock())
+        self.put(prefix, segment, entry)
+
     def drop(self, prefix: str, segment: str) -> None:
         """Forget a name, so that the store is asked next time; what it was asked before is old."""
         self.freshness.dropped(prefix + segment, self.clock())
@@ -185,7 +195,7 @@ class MetaCache:
     def put_page(self, prefix: str, rows: Iterable[tuple[str, Entry]], began: float) -> None:
         """Take note of some names of a listing that began at *began*, and is not complete yet."""
         outdated = self.freshness.outdated_under(prefix, began)
-        if outdated is None:
+        if outdated is None or self._is_superseded(prefix, began):
             return
         directory = self._directories.get(prefix)
         if directory is None:
@@ -206,7 +216,7 @@ class MetaCache:
         listing shows unchanged.
         """
         outdated = self.freshness.outdated_under(prefix, began)
-        if outdated is None:
+        if outdated is None or self._is_superseded(prefix, began):
             return
         old = self._directories.get(prefix)
         merged: dict[str, Entry | Absent] = dict(names)
@@ -224,8 +234,14 @@ class MetaCache:
         directory = self._directories[prefix] = _Directory()
         directory.names = merged
         directory.complete = None if outdated else began
+        directory.listed = began
         self._count += len(merged)
         self._shrink(prefix)
+
+    def _is_superseded(self, prefix: str, began: float) -> bool:
+        """Whether a newer listing is known: what we removed before that, an older one may show."""
+        directory = self._directories.get(prefix)
+        return directory is not None and began < directory.listed
 
     def _shrink_one(self, directory: _Directory) -> None:
         """Forget half of a directory that is larger than all that may be kept."""

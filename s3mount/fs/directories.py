@@ -12,7 +12,7 @@ from s3mount.cache.metadata import Absent, Entry
 from s3mount.fs.filesystem import FileSystem
 from s3mount.fs.history import hidden_below
 from s3mount.fs.inodes import Inode
-from s3mount.fs.listing import Listed, Listing
+from s3mount.fs.listing import Listed, Reader
 from s3mount.fs.status import Stat
 
 CHUNK = 512  # Rows for one request of the kernel: 6 ms.
@@ -46,11 +46,17 @@ class _Reading:
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.hidden = hidden_below(inode)
-        self.listing: Listing | None = None
+        self.listing: Reader | None = None
         self.unsaved: list[Inode] = []
         self.shown: dict[str, int] = {}
         self.tried = False
         self.walked = False
+
+    def close(self) -> None:
+        """Read no more."""
+        if self.listing is not None:
+            self.listing.close()
+            self.listing = None
 
 
 class Directories:
@@ -77,7 +83,7 @@ class Directories:
 
     def releasedir(self, handle: int) -> None:
         """Close a directory."""
-        del self._open[handle]
+        self._open.pop(handle).close()
 
     async def fsync(self, handle: int) -> None:
         """Write down what chmod, chown and utimens changed of a directory."""
@@ -154,7 +160,8 @@ class Directories:
             yield Row(name, found, 0, index + 1)
 
     def _rewind(self, reading: _Reading, start: int) -> None:
-        reading.listing = self._fs.namespace.listing(reading.inode.prefix)
+        reading.close()
+        reading.listing = self._fs.namespace.read(reading.inode.prefix)
         # What the store may have of a dirty file is no reason to look for it in the listing.
         reading.unsaved = [
             inode
@@ -178,10 +185,12 @@ class Directories:
         certain = not filesystem.namespace.keep_attributes
         shy = index > 0 and not reading.walked
         following = len(reading.unsaved) + index
+        assert reading.listing is not None
+        passed = reading.listing.passed
         for name, segment, entry in listed:
             following += 1
             # An unsaved file may have another name by now, and has not been shown by that.
-            if segment in reading.hidden or segment in reading.shown:
+            if segment in reading.hidden or segment in reading.shown or segment in passed:
                 continue
             inode = filesystem.inodes.find(directory, name)
             file = filesystem.files.get(inode) if inode is not None else None

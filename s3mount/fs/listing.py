@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 import trio
@@ -31,11 +33,29 @@ class Listed(NamedTuple):
     entry: Entry
 
 
+class LeftBehind(Exception):
+    """A row was dropped, because somebody else is far ahead of whoever asks for it."""
+
+
+class _Page(NamedTuple):
+    """Where a page begins: its *first* row, and what it takes to fetch it once more."""
+
+    first: int
+    token: str | None
+    waiting: Mapping[str, Entry]
+    near: frozenset[str]
+
+
+_FIRST = attrgetter("first")
+
+
 class Listing:
     """The names under a prefix, in the order in which they came.
 
     `run` fetches a few pages ahead of the reader who has come furthest.  A directory that is
-    larger than the metadata cache is not kept: its pages go when all have read them.
+    larger than the metadata cache is not kept: its pages go when that reader has read them, and
+    nothing more is fetched when all readers have left.  `began` is when it did, on the clock of
+    the cache.
     `folders` tells whether there are markers of Hadoop's kind.  With *entry_of*, which makes an
     entry of what HEAD would say, the store is asked for the metadata of files, too.
     *first_page* is how many names are asked for at first.  *without_ghosts* takes directories
@@ -60,13 +80,16 @@ class Listing:
         self._entry_of = entry_of
         self._first_page = first_page
         self._indexed: set[str] = set()
-        self._began = cache.clock()
+        self.began = cache.clock()
         self._rows: list[Listed] = []
         self._dropped = 0  # Rows that came before the first one in `_rows`.
         self._seen: dict[str, Entry] | None = {}  # by slot
         self._known: Mapping[str, Entry | Absent] = {}  # While a page is added.
         self._waiting: dict[str, Entry] = {}  # Objects whose slot the next page decides.
         self._near: set[str] = set()  # Directories that the next page may list once more.
+        self._pages: list[_Page] = []  # 0.5 KB for 1000 rows.
+        self._token: str | None = None
+        self._readers = 0
         self.folders = False
         self._wanted = 0
         self._done = False
@@ -86,17 +109,35 @@ class Listing:
     @property
     def usable(self) -> bool:
         """Whether a new reader can start from the first row."""
-        return self._dropped == 0 and self._error is None
+        return self._dropped == 0 and self._error is None and not self._abandoned
+
+    @property
+    def _abandoned(self) -> bool:
+        return self._seen is None and self._readers == 0
+
+    def join(self) -> None:
+        """Somebody reads this; `leave` ends that."""
+        self._readers += 1
+
+    def leave(self) -> None:
+        """Who has joined reads no more."""
+        self._readers -= 1
+        self._changed.unpark_all()
 
     async def row(self, index: int) -> Listed | None:
-        """Row *index*, waiting for its page; None after the last.  Raises `StoreError`."""
+        """Row *index*, waiting for its page; None after the last.
+
+        Raises `StoreError` and `LeftBehind`.
+        """
         while True:
             position = index - self._dropped
             if 0 <= position < len(self._rows):
                 return self._rows[position]
+            if position < 0:
+                raise LeftBehind
             if self._error is not None:
                 raise self._error
-            if self._done or position < 0:
+            if self._done:
                 return None
             self._wanted = max(self._wanted, index)
             self._changed.unpark_all()
@@ -105,7 +146,7 @@ class Listing:
     async def rows(self, index: int, limit: int) -> Sequence[Listed]:
         """Up to *limit* rows from *index* on: what is here, or what comes next; none at the end.
 
-        Raises `StoreError`.
+        Raises `StoreError` and `LeftBehind`.
         """
         if await self.row(index) is None:
             return ()
@@ -115,41 +156,82 @@ class Listing:
         return self._rows[position : position + limit]
 
     async def finished(self, limit: int) -> int:
-        """Wait for the end, or for more than *limit* rows; return how many there are."""
-        while not self._done and len(self._rows) <= limit:
+        """Wait for the end, or for more than *limit* rows; return how many there are.
+
+        More than are kept are more than the limit: the rest comes only as it is read.
+        """
+        while not self._done and self._seen is not None and len(self._rows) <= limit:
             await self._changed.park()
         if self._error is not None:
             raise self._error
-        return self._dropped + len(self._rows)
+        count = self._dropped + len(self._rows)
+        return count if self._seen is not None else max(count, limit + 1)
 
-    def peek(self, index: int) -> Listed | None:
-        """Row *index* if it is here."""
-        position = index - self._dropped
-        return self._rows[position] if 0 <= position < len(self._rows) else None
+    def page_before(self, index: int, count: int) -> tuple[int, Sequence[Listed]]:
+        """The page that row *index* is in, up to *count* rows from there: its first row, and all.
+
+        Nothing where no row is ever dropped.
+        """
+        if not self._pages:
+            return index, ()
+        first = self._page_of(index).first
+        return first, self._rows[first - self._dropped : index + count - self._dropped]
+
+    def _page_of(self, index: int) -> _Page:
+        return self._pages[bisect_right(self._pages, index, key=_FIRST) - 1]
+
+    def alone(self, index: int, first: int, rows: Sequence[Listed]) -> tuple[Listing, set[str]]:
+        """A listing for one reader who was left behind: it has row *index*, and those after it.
+
+        *rows*, from the one numbered *first* on, are those that the reader had.  Names that were
+        among them may come again, and are the second thing returned: the page that they were in
+        is fetched once more, and may have others by now.
+        """
+        page = self._page_of(index)
+        known = first <= page.first and index <= first + len(rows)
+        passed = {row.segment for row in rows[page.first - first : index - first] if known}
+        other = Listing(
+            self._prefix,
+            self._store,
+            self._cache,
+            self._index,
+            self._without_ghosts,
+            self._entry_of,
+            self._first_page,
+        )
+        other._seen = None
+        other._dropped = other._wanted = index if known else page.first
+        other._pages = self._pages[: self._pages.index(page) + 1]
+        other._token, other._waiting, other._near = page.token, {**page.waiting}, {*page.near}
+        return other, passed
 
     async def run(self) -> None:
         """Fetch all pages; the next one is under way while one is turned into rows."""
-        sender, receiver = trio.open_memory_channel[ListPage](0)
+        sender, receiver = trio.open_memory_channel[tuple[str | None, ListPage]](0)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._fetch, sender)
-                async for page in receiver:
+                async for token, page in receiver:
                     known = await self._index.page(self._prefix, self._names(page))
                     before = len(self._rows)
+                    near = frozenset(self._near)
+                    self._pages.append(
+                        _Page(self._dropped + before, token, {**self._waiting}, near)
+                    )
                     self._add(page, known)
                     if self._seen is not None:
                         rows = [(row.segment, row.entry) for row in self._rows[before:]]
-                        self._cache.put_page(self._prefix, rows, self._began)
+                        self._cache.put_page(self._prefix, rows, self.began)
                     self._changed.unpark_all()
             if self._error is None and self._seen is not None:
-                self._cache.put_listing(self._prefix, self._seen, self._began)
+                self._cache.put_listing(self._prefix, self._seen, self.began)
                 self._forget_gone()
         finally:
             self._done = True
             self._changed.unpark_all()
 
-    async def _fetch(self, sender: trio.MemorySendChannel[ListPage]) -> None:
-        token: str | None = None
+    async def _fetch(self, sender: trio.MemorySendChannel[tuple[str | None, ListPage]]) -> None:
+        token = self._token
         async with sender:
             while True:
                 try:
@@ -163,22 +245,31 @@ class Listing:
                 except StoreError as error:
                     self._error = error
                     return
-                await sender.send(page)
+                await sender.send((token, page))
                 token = page.token
                 if token is None:
                     return
                 await self._wait_for_readers(len(page.objects) + len(page.prefixes))
+                if self._abandoned:
+                    return
 
     async def _wait_for_readers(self, page_size: int) -> None:
         """Directories that will be kept are fetched at once, larger ones as they are read."""
-        if self._seen is not None:
-            return
-        while self._dropped + len(self._rows) > self._wanted + AHEAD * page_size:
-            surplus = self._wanted - 2 * page_size - self._dropped
-            if surplus > 0:
-                del self._rows[:surplus]
-                self._dropped += surplus
+        while self._seen is None and self._readers:
+            self._drop(self._wanted - 2 * page_size)
+            if self._dropped + len(self._rows) <= self._wanted + AHEAD * page_size:
+                return
             await self._changed.park()
+
+    def _drop(self, read: int) -> None:
+        """Let go of rows that come before the one numbered *read*.
+
+        Pages go as a whole: whoever is in the middle of one may need all of it.
+        """
+        if read > self._dropped:
+            first = max(self._page_of(read).first, self._dropped)
+            del self._rows[: first - self._dropped]
+            self._dropped = first
 
     def _names(self, page: ListPage) -> list[str]:
         """What the names of a page are called in the index."""
@@ -201,9 +292,9 @@ class Listing:
         """What a listing shows of an object, with the attributes if they are known."""
         known = self._known.get(segment)
         if not isinstance(known, Entry) or known.attributes is None or known.etag != listed.etag:
-            known = self._index.file(rows, segment, self._began)
+            known = self._index.file(rows, segment, self.began)
             changed = self._cache.freshness.changed_at(self._prefix, segment)
-            if known is None or self._began < changed + INDEX_DELAY:
+            if known is None or self.began < changed + INDEX_DELAY:
                 return listed
             if known.written is None and is_same_version(listed, known):
                 return known
@@ -213,14 +304,14 @@ class Listing:
         return entry
 
     def _known_directory(self, segment: str, rows: dict[str, Row]) -> Entry:
-        listed = Entry(True, 0, "", 0, None, self._began)
+        listed = Entry(True, 0, "", 0, None, self.began)
         known = self._known.get(segment)
         if not isinstance(known, Entry) or not known.directory or known.attributes is None:
-            known = self._index.directory(rows, segment, self._began)
+            known = self._index.directory(rows, segment, self.began)
             learnt = None if known is None else known.learnt
             if learnt is not None and self._cache.is_outdated(self._prefix, segment, learnt):
                 known = None
-        return listed if known is None else combine(listed, known, self._cache.oldest(self._began))
+        return listed if known is None else combine(listed, known, self._cache.oldest(self.began))
 
     def _add(self, page: ListPage, rows: dict[str, Row]) -> None:
         """Turn a page into rows; what the next one may make something else of waits for it.
@@ -251,7 +342,7 @@ class Listing:
     def _sort(self, page: ListPage, files: dict[str, Entry], rows: dict[str, Row]) -> list[str]:
         """Put the objects of a page into *files*; returns the directories that some only mark."""
         marked: list[str] = []
-        start, began = len(self._prefix), self._began
+        start, began = len(self._prefix), self.began
         for key, size, etag, modified_ns, storage_class in page.objects:
             segment = key[start:]
             folder = folder_of(segment)
@@ -299,6 +390,47 @@ class Listing:
                 return
             self._seen[slot] = entry
         self._rows.append(Listed(slot_name(slot), slot, entry))
+
+
+class Reader:
+    """One who reads a listing, and goes on alone where others are too far ahead.
+
+    `passed` are names that may come again then.  *start* has a listing run.  The reader is to be
+    closed.
+    """
+
+    def __init__(self, listing: Listing, start: Callable[[Listing], None]) -> None:
+        self._listing = listing
+        self._start = start
+        self._had: tuple[int, Sequence[Listed]] = 0, ()
+        self.passed: set[str] = set()
+        listing.join()
+
+    def close(self) -> None:
+        """Read no more."""
+        self._listing.leave()
+
+    async def rows(self, index: int, limit: int) -> Sequence[Listed]:
+        """Up to *limit* rows from *index* on, none at the end.  Raises `StoreError`."""
+        try:
+            rows = await self._listing.rows(index, limit)
+        except LeftBehind:
+            self._go_on_alone(index)
+            rows = await self._listing.rows(index, limit)
+        if rows:
+            self._had = self._listing.page_before(index, len(rows))
+        return rows
+
+    async def finished(self, limit: int) -> int:
+        """See `Listing.finished`.  Raises `StoreError`."""
+        return await self._listing.finished(limit)
+
+    def _go_on_alone(self, index: int) -> None:
+        listing, self.passed = self._listing.alone(index, *self._had)
+        listing.join()
+        self._listing.leave()
+        self._listing = listing
+        self._start(listing)
 
 
 def _in_class(entry: Entry, storage_class: str) -> Entry:

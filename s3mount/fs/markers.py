@@ -43,7 +43,7 @@ class Markers:
         index = self._namespace.index
         learnt = math.inf if index.lasting else None
         entry = Entry(True, 0, "", 0, attributes, cache.clock(), True, learnt=learnt)
-        cache.put(above, segment, entry)
+        cache.put_own(above, segment, entry)
         index.remember(above, segment, entry)
 
     def set(self, inode: Inode, attributes: Attributes) -> None:

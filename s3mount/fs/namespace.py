@@ -6,6 +6,8 @@ import errno
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
+from functools import partial
 
 import trio
 
@@ -29,7 +31,7 @@ from s3mount.errors import (
 from s3mount.fs.directoryfacts import DirectoryFacts
 from s3mount.fs.headers import OURS, kept_headers
 from s3mount.fs.history import is_own, oldest
-from s3mount.fs.listing import FIRST_PAGE, PAGE, Listing
+from s3mount.fs.listing import FIRST_PAGE, PAGE, Listing, Reader
 from s3mount.fs.longnames import LongNames
 from s3mount.fs.names import (
     BESIDE,
@@ -91,7 +93,7 @@ class Namespace:
         self._listing_denied = False
         self._missed = ("", 0.0)
         self._sizes: dict[str, int] = {}
-        self._long_names = LongNames(self.listing)
+        self._long_names = LongNames(self.read)
         self.directories = DirectoryFacts(
             store, cache, index, defaults, keep_attributes=keep_attributes, max_key=max_key
         )
@@ -249,7 +251,8 @@ class Namespace:
         if self._sizes.get(prefix, 0) > WORTH_LISTING or prefix.startswith(VERSIONS):
             return False
         try:
-            count = await self.listing(prefix, self.cache.negative_ttl).finished(WORTH_LISTING)
+            with closing(self.read(prefix, self.cache.negative_ttl)) as reader:
+                count = await reader.finished(WORTH_LISTING)
         except StoreError:
             return False  # The single questions will say what is wrong.
         if len(self._sizes) > 10_000:
@@ -382,11 +385,22 @@ class Namespace:
 
     # -- directories -----------------------------------------------------------------------
 
-    def listing(self, prefix: str, max_age: float = math.inf) -> Listing:
-        """The listing of a directory: from the cache, or one that is (now) under way."""
+    def read(self, prefix: str, max_age: float = math.inf) -> Reader:
+        """Read a directory: from the cache, or a listing that is (now) under way."""
+        listing = self._under_way(prefix, max_age) or self._listing(prefix, max_age)
+        return Reader(listing, partial(self._start_listing, prefix))
+
+    def _under_way(self, prefix: str, max_age: float) -> Listing | None:
+        """A listing that shows a new reader our own names, and none older than the cache does."""
         listing = self._listings.get(prefix)
-        if listing is not None and listing.usable:
+        if listing is None or not listing.usable:
+            return None
+        if max_age < math.inf:  # What becomes of single names, the cache will judge.
             return listing
+        old = self.cache.clock() - listing.began >= self.cache.ttl
+        return None if old or listing.began <= self.cache.freshness.added_at(prefix) else listing
+
+    def _listing(self, prefix: str, max_age: float) -> Listing:
         known = self.cache.listing(prefix, 0.0 if prefix.startswith(VERSIONS) else max_age)
         entry_of = self.entry if known is None and self.expects_attributes(prefix) else None
         # A store may take 100 ms for 1000 names, and 20 for 100: whoever lists one directory sees
@@ -406,8 +420,11 @@ class Namespace:
             return listing.fill(known)
         self._listed_at = now
         self._listings[prefix] = listing
-        self._nursery.start_soon(self._run_listing, prefix, listing)
+        self._start_listing(prefix, listing)
         return listing
+
+    def _start_listing(self, prefix: str, listing: Listing) -> None:
+        self._nursery.start_soon(self._run_listing, prefix, listing)
 
     async def describe(self, prefix: str, token: str | None) -> tuple[str | None, int]:
         """List a page with the metadata of its files; the next token, and how many are known now.

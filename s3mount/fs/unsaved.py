@@ -180,7 +180,7 @@ class OpenFiles:
             kept=file.kept,
             written=file.written,
         )
-        self._cache.put(prefix, segment, entry)
+        self._cache.put_own(prefix, segment, entry)
         if file.stored_attributes is not None:
             self._index.remember(prefix, segment, entry._replace(attributes=file.stored_attributes))
 
