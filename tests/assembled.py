@@ -5,6 +5,7 @@ So a test decides what happens between two requests of a reader.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from s3mount.memory import MemoryBudget
 from s3mount.rules import NO_HEADERS
 from s3mount.s3.checksum import function
 from s3mount.s3.client import S3Client
-from s3mount.s3.store import MIN_PART_SIZE, ListPage
+from s3mount.s3.store import MIN_PART_SIZE, Capabilities, ListPage, ObjectInfo
 from s3mount.write.backlog import Backlog
 from s3mount.write.extents import PartGrid
 from s3mount.write.journal import Journal
@@ -50,6 +51,29 @@ class SmallPages:
     async def list_page(self, prefix: str, *, limit: int = 1000, **others: Any) -> ListPage:
         self.asked += 1
         return await self._client.list_page(prefix, limit=min(limit, self._size), **others)
+
+
+class Describing(SmallPages):
+    """One whose listings tell metadata, as MinIO's do; `looked` counts who asks for one object."""
+
+    looked = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(self._client.capabilities, list_metadata=True)
+
+    async def head(self, key: str) -> ObjectInfo:
+        self.looked += 1
+        return await self._client.head(key)
+
+    async def get(self, key: str, *arguments: Any, **others: Any) -> ObjectInfo:
+        self.looked += 1
+        return await self._client.get(key, *arguments, **others)
+
+    async def list_page(self, prefix: str, *, metadata: bool = False, **others: Any) -> ListPage:
+        page = await super().list_page(prefix, **others)
+        keys = [found.key for found in page.objects] if metadata else []
+        return replace(page, described={key: await self._client.head(key) for key in keys})
 
 
 class Assembled:

@@ -7,9 +7,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from s3mount.cache.metadata import Entry
+from s3mount.fs import directories, learner
 from s3mount.fs.inodes import ROOT
 from s3mount.fs.names import long_name
-from tests.assembled import MODE, Assembled, SmallPages, assembled
+from tests.assembled import MODE, Assembled, Describing, SmallPages, assembled
 from tests.servers import Server
 from tests.stores import client_for, own_prefix, shared_bucket
 
@@ -237,3 +239,55 @@ async def test_a_long_name_is_found_in_a_directory_that_others_read(
             assert found == (long_name(segment), segment)
             names += await small.read_rest(slow, following)
             assert names == [*(name.encode() for name in numbered(80)), long_name(segment)]
+
+
+# -- readers who look at all names -------------------------------------------------------------
+
+
+@pytest.fixture
+async def telling(
+    weed: Server, folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Assembled]:
+    """One whose store tells metadata, with bounds for directories of 200 names."""
+    monkeypatch.setattr(learner, "MAX_AHEAD", 60)
+    monkeypatch.setattr(learner, "NEAR", 30)
+    monkeypatch.setattr(directories, "LEARNT_CHUNK", 20)
+    async with (
+        client_for(shared_bucket(weed), prefix=own_prefix()) as client,
+        assembled(Describing(client, 10), tmp_path, folder) as made,
+    ):
+        yield made
+
+
+async def walk_from(made: Assembled, known: int) -> list[bytes]:
+    """What ``ls -l`` shows where it was told of so many names before."""
+    names = numbered(200)
+    await put(made.store, names)
+    await made.read_rest(made.directories.opendir(ROOT), room=600)
+    async with trio.open_nursery() as nursery:
+        for name in names[:known]:
+            nursery.start_soon(lambda name=name: made.fs.namespace.find("", name))
+    made.store.looked = 0
+    reader = made.directories.opendir(ROOT)
+    for name in names[:2]:
+        made.fs.learner.looked_up("", name)
+    with trio.fail_after(10):
+        return await made.read_rest(reader, room=20)
+
+
+@pytest.mark.parametrize("known", [0, 20, 100, 180])
+async def test_who_looks_at_all_names_does_not_wait_where_the_first_ones_are_known(
+    telling: Assembled, known: int
+):
+    assert await walk_from(telling, known) == [name.encode() for name in numbered(200)]
+    unknown = [
+        name
+        for name, entry in telling.fs.cache.names("").items()
+        if isinstance(entry, Entry) and entry.attributes is None
+    ]
+    assert unknown == []
+
+
+async def test_a_listing_that_tells_metadata_spares_the_single_questions(telling: Assembled):
+    await walk_from(telling, 0)
+    assert telling.store.looked == 0

@@ -128,7 +128,7 @@ class Directories:
             if unknown:
                 listed = listed[:LEARNT_CHUNK]
                 shown = [row.segment for row in listed if row.segment not in reading.hidden]
-                await learner.learn(prefix, shown)
+                await learner.learn(prefix, shown, index + len(listed))
         elif not reading.tried and (unknown or index > 0):
             reading.tried = True
             listed = listed[:FIRST_CHUNK]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
@@ -12,6 +12,7 @@ from s3mount.fs.namespace import Namespace
 
 WORTH_A_LISTING = 8  # Names: so many are cheaper by a listing that tells metadata.
 MAX_AHEAD = 10_000  # Names that such a listing may be ahead of who walks.
+NEAR = 2000  # Names: a listing so near will soon tell what is asked for, or has just done so.
 IDLE_PATIENCE = 30.0  # Seconds that it waits for who has stopped walking.
 AHEAD = 512  # Names that are looked at before somebody has asked for them.
 PARALLEL = 32  # HEAD requests under way.
@@ -20,7 +21,12 @@ PATIENCE = 1.0  # Seconds without a question after which nobody is walking any m
 
 
 class _Walk:
-    """One directory that somebody walks through."""
+    """One directory that somebody walks through.
+
+    `places` tells where in the directory the names stand that are not known.  `seen` is the place
+    that somebody has come to, `told` the one that a listing has come to, both counted from the
+    first name of the directory, known or not.
+    """
 
     __slots__ = (
         "cursor",
@@ -28,31 +34,39 @@ class _Walk:
         "limit",
         "listing",
         "names",
+        "places",
         "positions",
         "seen",
+        "told",
         "wake",
         "workers",
     )
 
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-        self.positions = {name: position for position, name in enumerate(names)}
+    def __init__(self, places: Mapping[str, int]) -> None:
+        self.names = list(places)
+        self.places = places
+        self.positions = {name: position for position, name in enumerate(self.names)}
         self.cursor = 0
         self.limit = 0
         self.last = trio.current_time()
         self.workers = 0
         self.listing = False
         self.seen = 0
+        self.told = 0
         self.wake = trio.lowlevel.ParkingLot()
 
-    def reached(self, segment: str, count: int = 1) -> None:
-        """Somebody has come to a name, past *count*: those after it are the next ones."""
+    def reached(self, segment: str, place: int) -> None:
+        """Somebody has come to a name, about at *place*: those after it are the next ones."""
         self.last = trio.current_time()
-        self.seen += count
+        self.seen = max(self.seen + 1, place)
         self.wake.unpark_all()
         position = self.positions.get(segment)
         if position is not None:
             self.limit = max(self.limit, position + AHEAD)
+
+    def will_tell(self, place: int) -> bool:
+        """Whether the listing is worth a wait for a name that stands before *place*."""
+        return self.listing and abs(self.told - place) <= NEAR
 
 
 class Learner:
@@ -90,26 +104,29 @@ class Learner:
         if walk is not None:
             # Whoever asks is about to ask for this one: the workers begin with the next.
             walk.cursor = max(walk.cursor, walk.positions.get(segment, -1) + 1)
-            walk.reached(segment)
+            walk.reached(segment, walk.places.get(segment, 0))
 
     def is_walked(self, prefix: str) -> bool:
         """Whether somebody looks at one name of a directory after the other."""
         walked, moment = self._walked_last
         return walked == prefix and trio.current_time() - moment < PATIENCE
 
-    async def learn(self, prefix: str, segments: Sequence[str]) -> None:
-        """Ask for what is not known of some names, of which somebody is to hear next."""
+    async def learn(self, prefix: str, segments: Sequence[str], place: int) -> None:
+        """Ask for what is not known of some names, of which somebody is to hear next.
+
+        *place* is how many names of the directory come before the one after them.
+        """
         unknown = [segment for segment in segments if self._is_unknown(prefix, segment)]
         if not unknown:
             return
         walk = self._walks.get(prefix) or self._begin(prefix)
         if walk is not None:
-            walk.reached(unknown[-1], len(segments))
+            walk.reached(unknown[-1], place)
         remaining = iter(unknown)
 
         async def work() -> None:
             for segment in remaining:
-                while walk is not None and walk.listing and self._is_unknown(prefix, segment):
+                while walk and walk.will_tell(place) and self._is_unknown(prefix, segment):
                     await walk.wake.park()
                 await self._learn(prefix, segment)
 
@@ -124,20 +141,20 @@ class Learner:
 
     def _begin(self, prefix: str) -> _Walk | None:
         listing = self._namespace.cache.listing(prefix)
-        unknown = {
-            segment: entry
-            for segment, entry in (listing or {}).items()
-            if isinstance(entry, Entry) and entry.attributes is None
-        }
-        files = sum(not entry.directory for entry in unknown.values())
+        unknown: dict[str, int] = {}
+        files = 0
+        for place, (segment, entry) in enumerate((listing or {}).items(), start=1):
+            if isinstance(entry, Entry) and entry.attributes is None:
+                unknown[segment] = place
+                files += not entry.directory
         if (listing is None or files >= WORTH_A_LISTING) and self._may_describe(prefix):
-            walk = self._walks[prefix] = _Walk(list(unknown))
+            walk = self._walks[prefix] = _Walk(unknown)
             walk.listing = True
             self._nursery.start_soon(self._describe, prefix, walk)
             return walk
         if listing is None:
             return None
-        walk = self._walks[prefix] = _Walk(list(unknown))
+        walk = self._walks[prefix] = _Walk(unknown)
         walk.workers = PARALLEL
         for _ in range(PARALLEL):
             self._nursery.start_soon(self._work, prefix, walk)
@@ -172,13 +189,12 @@ class Learner:
     async def _describe(self, prefix: str, walk: _Walk) -> None:
         """List a directory with the metadata of its files, a bit ahead of who walks."""
         token: str | None = None
-        count = 0
         try:
             while True:
                 token, more = await self._namespace.describe(prefix, token)
-                count += more
+                walk.told += more
                 walk.wake.unpark_all()
-                if token is None or not more or not await self._caught_up(walk, count):
+                if token is None or not more or not await self._caught_up(walk):
                     return
         except StoreError:
             return  # The single questions will say what is wrong.
@@ -188,9 +204,9 @@ class Learner:
             if self._walks.get(prefix) is walk:
                 del self._walks[prefix]
 
-    async def _caught_up(self, walk: _Walk, count: int) -> bool:
+    async def _caught_up(self, walk: _Walk) -> bool:
         """Wait until who walks has come near; False when nobody walks any more."""
-        while count > walk.seen + MAX_AHEAD:
+        while walk.told > walk.seen + MAX_AHEAD:
             with trio.move_on_after(IDLE_PATIENCE) as scope:
                 await walk.wake.park()
             if scope.cancelled_caught:

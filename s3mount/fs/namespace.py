@@ -427,9 +427,9 @@ class Namespace:
         self._nursery.start_soon(self._run_listing, prefix, listing)
 
     async def describe(self, prefix: str, token: str | None) -> tuple[str | None, int]:
-        """List a page with the metadata of its files; the next token, and how many are known now.
+        """List a page with the metadata of its files; the next token, and how many names it has.
 
-        Raises `StoreError`.
+        That is 0 where the store told the metadata of no file.  Raises `StoreError`.
         """
         began = self.cache.clock()
         page = await self._store.list_page(prefix, token=token, metadata=True)
@@ -440,7 +440,7 @@ class Namespace:
             known = self.cache.get(prefix, segment)
             beside = isinstance(known, Entry) and known.directory
             self._note(prefix, BESIDE + segment if beside else segment, self.entry(info), began)
-        return page.token, len(page.described)
+        return page.token, len(page.objects) + len(page.prefixes) if page.described else 0
 
     @property
     def describes(self) -> bool:
