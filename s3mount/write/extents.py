@@ -192,8 +192,13 @@ def plan_parts(
     while True:
         most = max(copy_part_size(size), min(gap, MAX_CELL_SIZE))
         parts = _tile(size, _join(changed, size, gap, grid), grid, most)
-        if gap > size or (len(parts) <= MAX_PARTS and fits(parts)):
+        if len(parts) <= MAX_PARTS and fits(parts):
             return parts
+        if gap > size:
+            # From the beginning of a cell on there is one part for each.
+            first = grid.cell(grid.index(changed[0][0])).start
+            last = max(stop for _, stop in changed)
+            return _tile(size, [_widen(first, last, size, grid)], grid, most)
         gap *= 2  # Many scattered changes: send what lies between them, too.
 
 
