@@ -553,6 +553,21 @@ async def test_what_is_written_over_secured_bytes_has_its_own_checksum(
     back.close()
 
 
+async def test_bytes_that_the_store_alone_has_are_never_given_out_as_zeros(tmp_path: Path):
+    """Neither from memory, nor from the file that their neighbours are in."""
+    staged = StagedFile(StagingDirectory(tmp_path / "s", CRC), MemoryBudget(8 * MIB), 0)
+    staged.write(0, b"x" * 3 * MIB)
+    staged.departed(MIB, 2 * MIB)
+    assert staged.dropped.total == MIB
+    for _ in range(2):
+        for give in (staged.read, staged.body):
+            with pytest.raises(OSError, match="in the store only"):
+                give(0, 3 * MIB)
+        assert staged.read(2 * MIB, 3 * MIB) == b"x" * MIB
+        await staged.secure()
+    staged.close()
+
+
 @pytest.mark.parametrize("damage", ["flip", "cut"])
 async def test_check_30_damaged_staged_bytes_are_never_given_out(tmp_path: Path, damage: str):
     directory, budget = StagingDirectory(tmp_path / "s", CRC), MemoryBudget(64 * MIB)

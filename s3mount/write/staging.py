@@ -144,11 +144,16 @@ class StagedFile:
             os.ftruncate(self._descriptor, size)
 
     def read(self, start: int, stop: int) -> bytes:
-        """The staged bytes of ``start <= i < stop``, which are all here."""
+        """The staged bytes of ``start <= i < stop``.  Raises `OSError` when some were dropped."""
+        self._require(start, stop)
         return b"".join(self._pieces(start, stop))
 
     def body(self, start: int, stop: int) -> FileSlice | list[Buffer]:
-        """The staged bytes as the body of a request: from memory, or wholly from the file."""
+        """The staged bytes as the body of a request: from memory, or wholly from the file.
+
+        Raises `OSError` when some were dropped.
+        """
+        self._require(start, stop)
         first, last = start // BLOCK_SIZE, (stop - 1) // BLOCK_SIZE
         if not any(index in self._spilled for index in range(first, last + 1)):
             return list(self._pieces(start, stop))
@@ -159,9 +164,11 @@ class StagedFile:
             os.ftruncate(self._descriptor, stop)
         return FileSlice(self._descriptor, start, stop)
 
-    def _pieces(self, start: int, stop: int) -> Iterator[Buffer]:
+    def _require(self, start: int, stop: int) -> None:
         if self.dropped.overlaps(start, stop):
             raise OSError(errno.EIO, "these bytes are in the store only")
+
+    def _pieces(self, start: int, stop: int) -> Iterator[Buffer]:
         while start < stop:
             index, low = divmod(start, BLOCK_SIZE)
             count = min(BLOCK_SIZE - low, stop - start)
