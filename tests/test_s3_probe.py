@@ -6,7 +6,6 @@ import pytest
 import trio
 
 from s3mount.errors import Denied
-from s3mount.s3.client import S3Client
 from s3mount.s3.escaping import SAMPLES
 from s3mount.s3.oddities import refused_names
 from s3mount.s3.probe import look, probe
@@ -15,6 +14,7 @@ from tests.faultproxy import FaultProxy
 from tests.faults import ACCESS_DENIED, INTERNAL_ERROR, Answer, Delay
 from tests.servers import Server
 from tests.stores import client_for, own_prefix, shared_bucket
+from tests.test_store import names
 
 WEAK = {
     "weed": {"marker_metadata"},
@@ -38,12 +38,6 @@ WEAK = {
 
 # What no store has to have: s3mount uses it where it is, and misses it nowhere.
 EXTENSIONS = {"list_metadata"}
-
-
-async def everything(client: S3Client) -> list[str]:
-    """The keys of all objects but of directories, which SeaweedFS lists when they are gone."""
-    page = await client.list_page("", token=None, flat=True)
-    return [found.key for found in page.objects if not found.key.endswith("/")]
 
 
 async def test_what_each_store_lacks_is_found(any_server: Server):
@@ -125,7 +119,7 @@ async def test_what_was_deleted_in_vain_is_deleted_again(weed: Server):
             lost = proxy.inject(Answer(200, ""), method="DELETE", path="-a$", count=2)
             await probe(client, ".s3mount/")
             assert lost.hits == 2
-            assert not await everything(client)
+            assert (await names(client, flat=True))[0] == []
 
 
 async def test_the_first_of_several_writes_into_a_directory_goes_alone(weed: Server):
@@ -151,7 +145,7 @@ async def test_who_is_stopped_while_names_are_tried_removes_what_was_written(wee
             assert scope.cancelled_caught
             proxy.clear()
             assert proxy.counts()["PutObject"] > len(SAMPLES) / 2
-            assert not await everything(client)
+            assert (await names(client, flat=True))[0] == []
 
 
 async def test_who_must_not_write_finds_names_that_are_not_even_looked_for(

@@ -99,17 +99,16 @@ class BlockCache:
             block = self._blocks.get(block_id) or self._fetching.get(block_id)
             if block is not None and block.ready >= high:
                 return block.buffer[low:high]
-        index = start // PIECE_SIZE
-        low = start - index * PIECE_SIZE
-        piece = self._pieces.get(BlockId(version, index))
-        if piece is None or low + stop - start <= len(piece):
-            return None if piece is None else piece[low : low + stop - start]
-        offset = index * PIECE_SIZE
-        ids = [BlockId(version, number) for number in range(index, -(-stop // PIECE_SIZE))]
-        if any(one not in self._pieces for one in ids):
-            return None
-        joined = memoryview(b"".join([self._pieces[one] for one in ids]))
-        return joined[start - offset : stop - offset]
+        first = start // PIECE_SIZE
+        pieces: list[memoryview] = []
+        for number in range(first, -(-stop // PIECE_SIZE)):
+            piece = self._pieces.get(BlockId(version, number))
+            if piece is None:
+                return None
+            pieces.append(piece)
+        joined = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
+        found = joined[start - first * PIECE_SIZE : stop - first * PIECE_SIZE]
+        return found if len(found) == stop - start else None
 
     async def read(self, version: ObjectVersion, start: int, stop: int) -> memoryview:
         """Return the bytes ``start <= i < stop`` from whole blocks, fetching what is missing.

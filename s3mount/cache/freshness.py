@@ -71,17 +71,11 @@ class Freshness:
     def dropped(self, path: str, moment: float) -> None:
         """Take note that a name, or with a slash at its end a tree, was dropped at *moment*."""
         self._dropped_last = moment
-        self._dropped[path] = moment
-        self._dropped.move_to_end(path)
-        if len(self._dropped) > MAX_CHANGES:
-            self._dropped_doubtful = self._dropped.popitem(last=False)[1]
+        self._dropped_doubtful = _remember(self._dropped, path, moment, self._dropped_doubtful)
 
     def added(self, prefix: str, moment: float) -> None:
         """Take note that a name of ours has appeared under *prefix* at *moment*."""
-        self._added[prefix] = moment
-        self._added.move_to_end(prefix)
-        if len(self._added) > MAX_CHANGES:
-            self._added_doubtful = self._added.popitem(last=False)[1]
+        self._added_doubtful = _remember(self._added, prefix, moment, self._added_doubtful)
 
     def added_at(self, prefix: str) -> float:
         """The last moment at which a name of ours may have appeared under *prefix*."""
@@ -146,3 +140,10 @@ class Freshness:
     def lifetime(self, ttl: float, now: float) -> float:
         """How long knowledge counts that would count for *ttl* if nobody told of changes."""
         return max(ttl, LONG) if now < self.vouched_until and ttl >= IMPATIENT else ttl
+
+
+def _remember(moments: OrderedDict[str, float], name: str, moment: float, doubtful: float) -> float:
+    """Put a name last among `MAX_CHANGES`; the moment before which some are forgotten by now."""
+    moments[name] = moment
+    moments.move_to_end(name)
+    return moments.popitem(last=False)[1] if len(moments) > MAX_CHANGES else doubtful

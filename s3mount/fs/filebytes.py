@@ -267,6 +267,8 @@ class FileBytes(ABC):
         While one is waited for, parts may leave and be dropped.
         """
         while True:
+            if self._detached and self._staged is not None:
+                self._staged.forfeit(start, stop)  # Nobody sends them any more.
             if self._would_miss(start, stop):
                 await self._bring_home()
             elif self._is_secured(start, stop):
@@ -280,10 +282,7 @@ class FileBytes(ABC):
         The cells that they are in will have to be sent again, as a whole.
         """
         staged, grid = self._staged, self._workshop.grid
-        if staged is None or not staged.dropped:
-            return False
-        if self._detached:
-            staged.forfeit(start, stop)  # Nobody sends them any more.
+        if staged is None or not staged.dropped or self._detached:
             return False
         first, last = grid.cell(grid.index(start)), grid.cell(grid.index(min(stop, self.size) - 1))
         return staged.dropped.overlaps(min(start, first.start), max(stop, last.stop))

@@ -230,9 +230,8 @@ class OpenFile(FileBytes):
         staged, upload = self._stage(), self._upload
         source = CopySource(self.base.key, self.base.etag) if self.base is not None else None
         try:
-            await upload.wait_below(1)  # What leaves still may be dropped.
             return await upload.finish(
-                self._plan(staged, size, upload), self._part_body, source, condition
+                lambda: self._plan(staged, size, upload), self._part_body, source, condition
             )
         except (StoreError, PosixError, OSError) as error:
             if staged.dropped:
@@ -245,13 +244,7 @@ class OpenFile(FileBytes):
 
     def _plan(self, staged: StagedFile, size: int, upload: Upload) -> Sequence[Part]:
         if self._workshop.store.capabilities.copy_part:
-            return plan_parts(
-                size,
-                staged.base_limit,
-                staged.extents,
-                self._workshop.grid,
-                lambda parts: upload.keeps(parts, staged.dropped),
-            )
+            return upload.plan(size, staged, self._workshop.grid)
         everything = Extents()
         everything.add(0, size)
         return plan_parts(size, 0, everything, self._workshop.grid)
@@ -295,7 +288,7 @@ class OpenFile(FileBytes):
         parts = plan_parts(source.size, source.size, Extents(), self._workshop.grid)
         try:
             return await upload.finish(
-                parts, self._part_body, CopySource(source.key, source.etag), ALWAYS
+                lambda: parts, self._part_body, CopySource(source.key, source.etag), ALWAYS
             )
         except StoreError:
             await upload.abort()

@@ -11,7 +11,7 @@ from s3mount.content import content_type
 from s3mount.errors import NotFound, StoreError
 from s3mount.memory import MemoryBudget
 from s3mount.s3.store import ALWAYS, MIB, Body, ObjectStore
-from s3mount.write.extents import ByteRange, PartGrid, plan_parts
+from s3mount.write.extents import ByteRange, PartGrid
 from s3mount.write.mountjournal import MountJournal
 from s3mount.write.records import FileRecord
 from s3mount.write.staging import StagedFile, StagingDirectory
@@ -111,15 +111,10 @@ class Keeper:
             source = None
             if record.base is not None:
                 source = CopySource(record.base.key, record.base.etag)
-            parts = plan_parts(
-                record.size,
-                record.base_limit,
-                staged.extents,
-                self._grid,
-                lambda parts: upload.keeps(parts, staged.dropped),
-            )
             try:
-                await upload.finish(parts, body, source, ALWAYS)
+                await upload.finish(
+                    lambda: upload.plan(record.size, staged, self._grid), body, source, ALWAYS
+                )
             except (StoreError, OSError) as error:
                 failure = error  # Not in a group, as a nursery would raise it.
         if failure is not None:

@@ -16,10 +16,11 @@ from s3mount.s3.store import (
     Precondition,
     Stored,
 )
-from s3mount.write.extents import ByteRange, Extents, Part
+from s3mount.write.extents import ByteRange, Extents, Part, PartGrid, plan_parts
 from s3mount.write.journal import Journal
 from s3mount.write.notes import UploadNote, begin_upload
 from s3mount.write.records import SentPart, UploadRecord
+from s3mount.write.staging import StagedFile
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,16 @@ class Upload:
         while self._under_way >= count:
             await self._quiet.park()
 
+    def plan(self, size: int, staged: StagedFile, grid: PartGrid) -> list[Part]:
+        """The parts of a file of *size* bytes; dropped bytes stay in those that have left."""
+        return plan_parts(
+            size,
+            staged.base_limit,
+            staged.extents,
+            grid,
+            lambda parts: self.keeps(parts, staged.dropped),
+        )
+
     def keeps(self, parts: Sequence[Part], dropped: Extents) -> bool:
         """Whether *parts* leave all *dropped* bytes where they are: nobody can send them again."""
         for part, number in zip(parts, self._number(parts), strict=True):
@@ -131,14 +142,18 @@ class Upload:
 
     async def finish(
         self,
-        parts: Sequence[Part],
+        plan: Callable[[], Sequence[Part]],
         body: PartBody,
         source: CopySource | None,
         condition: Precondition,
     ) -> Stored:
-        """Send or copy what has not left yet, and make the object of all parts."""
+        """Send or copy what has not left yet, and make the object of all parts.
+
+        *plan* is asked for them when nothing is leaving any more, and so nothing dropped.
+        """
         await self.wait_below(1)
         await self._begin()
+        parts = plan()
         done: list[PartDone | None] = [None] * len(parts)
         numbers = self._number(parts)
         await self._run_all(parts, numbers, done, body, source)

@@ -124,6 +124,12 @@ def work(shared: Shared) -> Path:
 
 
 @pytest.fixture
+def cold(shared: Shared) -> Path:
+    """A directory that is not there yet, and that the mount has never heard of."""
+    return shared.root / f"cold-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
 def proxy(request: pytest.FixtureRequest) -> Iterator[FaultProxy]:
     """The proxy of the shared mount, if the test has that; else one before the server of `bucket`.
 

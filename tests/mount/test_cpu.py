@@ -6,7 +6,6 @@ or busy machine makes both dearer.  Wall time is measured by ``scripts/bench`` o
 
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +22,6 @@ FILES = 300
 # In units for each file, name or MiB: about twice what it was when this was written.  What is
 # read is mostly copied by the kernel, which takes up to twice as long when memory is short.
 CREATE, READ_SMALL, LIST_LONG, REMOVE, WRITE, READ = 13, 9, 3, 7, 26, 26
-
-
-@pytest.fixture
-def cold(shared: Shared) -> Path:
-    """A directory that the mount has never heard of."""
-    return shared.root / f"cold-{secrets.token_hex(4)}"
 
 
 class Piece:

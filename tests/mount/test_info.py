@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,12 +33,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared(sharing, cache: Path) -> Iterator[Shared]:
     with sharing("--cache", str(cache), "--writeback") as shared:
         yield shared
-
-
-@pytest.fixture
-def cold(shared: Shared) -> Path:
-    """A directory that the mount has never heard of."""
-    return shared.root / f"cold-{secrets.token_hex(4)}"
 
 
 def info(shared: Shared, *paths: Path, code: int = 0) -> list[Found]:

@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +21,6 @@ KIB, MIB = 1 << 10, 1 << 20
 def shared(sharing) -> Iterator[Shared]:
     with sharing(proxied=True) as shared:
         yield shared
-
-
-@pytest.fixture
-def cold(shared: Shared) -> Path:
-    """A directory that the mount has never heard of."""
-    return shared.root / f"cold-{secrets.token_hex(4)}"
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """What the work of programs costs in requests: counted on the wire, so that it cannot grow."""
 
 import os
-import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,12 +23,6 @@ QUIET = 0.6  # Seconds without a request after which all background work is done
 def shared(sharing) -> Iterator[Shared]:
     with sharing(proxied=True) as shared:
         yield shared
-
-
-@pytest.fixture
-def cold(shared: Shared) -> Path:
-    """A directory that is not there yet, and that the mount has never heard of."""
-    return shared.root / f"cold-{secrets.token_hex(4)}"
 
 
 class Counted:
