@@ -114,6 +114,12 @@ def test_an_etag_that_nobody_can_ask_for_is_none():
     assert event.etag == ""
 
 
+@pytest.mark.parametrize("size", [True, -1, 1 << 63, 10**30, 3.0, "3", None])
+def test_a_size_that_no_file_has_is_none(size):
+    (event,) = parse(message(record("a", object={"size": size})), "b")
+    assert event.size is None
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),

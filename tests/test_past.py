@@ -214,6 +214,8 @@ def test_names_of_versions_are_unescaped_where_they_are_escaped():
         listing(version("other", 1)),
         listing("<Version><Key>p/a</Key></Version>"),
         listing("<Version><Key>p/a</Key><VersionId>1</VersionId><Size>x</Size></Version>"),
+        listing("<Version><Key>p/a</Key><VersionId>1</VersionId><Size>-1</Size></Version>"),
+        listing(f"<Version><Key>p/a</Key><VersionId>1</VersionId><Size>{1 << 63}</Size></Version>"),
         listing("<CommonPrefixes><Prefix>elsewhere/</Prefix></CommonPrefixes>"),
         b"<ListBucketResult/>",
         b"<html/>",

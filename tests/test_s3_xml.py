@@ -63,7 +63,7 @@ def test_an_answer_of_the_old_listing_is_recognised():
     assert (found.version, found.truncated, found.next_token) == (1, True, "b")
 
 
-@pytest.mark.parametrize("size", ["-1", "x", "1e9", ""])
+@pytest.mark.parametrize("size", ["-1", "x", "1e9", str(1 << 63), "9" * 5000, ""])
 def test_a_size_that_is_none(size: str):
     body = listing_xml(["a"]).replace(b"<Size>7</Size>", f"<Size>{size}</Size>".encode())
     if size:

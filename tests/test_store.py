@@ -21,6 +21,7 @@ from s3mount.errors import (
     StoreError,
     Unavailable,
 )
+from s3mount.s3.calls import Request
 from s3mount.s3.client import S3Client
 from s3mount.s3.probe import probe
 from s3mount.s3.store import ABSENT, MIN_PART_SIZE, FileSlice, ObjectStore, Precondition
@@ -329,6 +330,16 @@ async def test_unfinished_uploads_of_a_key_are_listed_with_their_parts(store: S3
     assert await store.list_uploads("big") == []
     with pytest.raises(NotFound):
         await store.list_parts("big", two)
+
+
+@pytest.mark.parametrize(
+    ("number", "size"), [("0", "1"), ("10001", "1"), ("1", "-1"), ("1", str(1 << 63)), ("1", "x")]
+)
+async def test_a_part_that_cannot_be_is_refused(weed: Server, number: str, size: str):
+    request = Request("ListParts", "GET", "big", "/big")
+    async with client_for(shared_bucket(weed), prefix=own_prefix()) as client:
+        with pytest.raises(Unavailable, match="part"):
+            client._listed_part(request, {"PartNumber": number, "Size": size})
 
 
 async def begun(key: str, store: ObjectStore) -> float:

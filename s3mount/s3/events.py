@@ -4,6 +4,8 @@ import json
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
+from s3mount.s3.store import MAX_SIZE
+
 MAX_LINE = 256 << 10  # Bytes: a record has a few hundred, and 2 KB of user metadata.
 
 # Of these the names, bytes and attributes of a mount stay the same.
@@ -106,7 +108,7 @@ def _event(record: object, bucket: str) -> Event | None:
         keys=_keys(key),
         removed=family not in ("ObjectCreated", "ObjectRestore"),
         etag=_text(_field(described, "eTag")).strip('"'),
-        size=size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None,
+        size=size if type(size) is int and 0 <= size <= MAX_SIZE else None,
         request_id=_text(_field(_field(record, "responseElements"), "x-amz-request-id")),
     )
 

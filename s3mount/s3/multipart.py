@@ -40,6 +40,7 @@ from s3mount.s3.sigv4 import UNSIGNED_PAYLOAD, canonical_query
 from s3mount.s3.store import (
     ALWAYS,
     MAX_PARTS,
+    MAX_SIZE,
     Body,
     Capabilities,
     ListedPart,
@@ -410,8 +411,8 @@ class MultipartUploads(Subresources):
             number, size = int(fields["PartNumber"]), int(fields["Size"])
         except (KeyError, ValueError) as error:
             raise Unavailable(f"{request.what}: a part makes no sense: {error}") from error
-        if not 1 <= number <= MAX_PARTS:
-            raise Unavailable(f"{request.what}: there is no part {number}")
+        if not 1 <= number <= MAX_PARTS or not 0 <= size <= MAX_SIZE:
+            raise Unavailable(f"{request.what}: there is no part {number} of {size} bytes")
         return ListedPart(number, size, xml.quoted(fields.get("ETag", "")), crc)
 
     async def abort_upload(self, key: str, upload_id: str) -> None:

@@ -15,6 +15,7 @@ from s3mount.errors import StoreError
 MIB = 1 << 20
 MIN_PART_SIZE = 5 * MIB  # S3 refuses smaller parts, except the last one.
 MAX_PARTS = 10_000
+MAX_SIZE = (1 << 63) - 1  # Bytes of a file: st_size has a sign.
 CLOCK_SLACK_NS = 5_000_000_000  # Between our clock and the store's.
 STORE_SLACK_NS = 1_000_000_000  # Between the clocks of a store's machines.
 DATE_STEP_NS = 1_000_000_000  # A store tells whole seconds.
@@ -289,10 +290,7 @@ class ObjectExtras(Protocol):
 
 
 class ObjectHistory(Protocol):
-    """The older versions of the objects of a bucket.
-
-    As objects to be read and copied from they have keys of their own, see `version_key`.
-    """
+    """The older versions of the objects of a bucket, with keys of their own by `version_key`."""
 
     async def keeps_versions(self) -> bool:
         """Whether the bucket keeps versions, or has done so once."""
@@ -477,10 +475,7 @@ class ObjectStore(Protocol):
         ...
 
     async def own_version(self, key: str) -> ObjectInfo | None:
-        """What is at *key*, if a write of ours made it that has failed for want of an answer.
-
-        Asks the store only if there was such a write.
-        """
+        """What is at *key*, if an unanswered write of ours made it; else asks nobody, and None."""
         ...
 
     async def abort_upload(self, key: str, upload_id: str) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import unquote_plus
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
-from s3mount.s3.store import ListedObject, ListedVersion, PartDone
+from s3mount.s3.store import MAX_SIZE, ListedObject, ListedVersion, PartDone
 
 _ENCODING = re.compile(rb"""<\?xml[^>]*encoding\s*=\s*["']([^"']*)["']""")
 _UNWRITABLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -172,8 +172,9 @@ def listing(body: bytes, prefix: str, root: str, *, metadata: bool = False) -> L
     items = tree.findall(f"{namespace}Contents")
     objects = _listed_objects(items, namespace, escaped, prefix, cut)
     headers = _listed_headers(items, objects, namespace) if metadata else {}
-    if min([item.size for item in objects], default=0) < 0:
-        raise Malformed("an object has a negative size")
+    sizes = [item.size for item in objects] or [0]
+    if min(sizes) < 0 or max(sizes) > MAX_SIZE:
+        raise Malformed("an object has an absurd size")
     found = tree.findall(f"{namespace}CommonPrefixes/{namespace}Prefix")
     prefixes = [_name(item.text or "", escaped) for item in found]
     if not all(name.startswith(prefix) for name in prefixes):
@@ -234,7 +235,7 @@ def _listed_version(
         return ListedVersion(
             _name(fields["Key"], escaped),
             fields["VersionId"] or "null",
-            int(fields.get("Size") or 0),
+            _size(fields.get("Size")),
             "" if deleted else quoted(fields.get("ETag", "")),
             moment_ns(fields.get("LastModified", "")),
             fields.get("IsLatest", "").strip().lower() == "true",
@@ -244,6 +245,14 @@ def _listed_version(
         )
     except (KeyError, ValueError) as error:
         raise Malformed(f"a version of the listing makes no sense: {error}") from error
+
+
+def _size(text: str | None) -> int:
+    """The bytes of an object; raises `ValueError` where no file can have so many."""
+    size = int(text or 0)
+    if not 0 <= size <= MAX_SIZE:
+        raise ValueError(f"a size of {size}")
+    return size
 
 
 def versioning(body: bytes) -> str:
