@@ -117,6 +117,7 @@ class Daemon:
     async def main(self) -> int:
         """Start, serve and stop."""
         await trio.to_thread.run_sync(refuse_shared, self._config.state_dir)
+        self._socket = _socket_path(self._config.mountpoint)
         address = self._config.status_listen
         listener = webpage.listen(*address) if address is not None else None
         client = await connect(self._config, self._source)
@@ -283,7 +284,7 @@ class Daemon:
         # Until the end, so that `s3mount status` sees what is uploaded after the mount is gone.
         await background.start(
             control.serve,
-            control.socket_path(self._config.mountpoint),
+            self._socket,
             {**self._commands(parts).handlers(), **self._past_commands(parts).handlers()},
         )
         nursery.start_soon(parts.operations.callers.watch)
@@ -321,6 +322,18 @@ class Daemon:
                 self._config, parts.filesystem, parts.operations, parts.blocks, self._disk
             ),
         )
+
+
+def _socket_path(mountpoint: Path) -> Path:
+    """Where our commands are listened for; raises `MountError` where that is not safely ours."""
+    try:
+        return control.socket_path(mountpoint)
+    except OSError as error:
+        raise MountError(
+            f"the control socket has no place: {error} "
+            "(XDG_RUNTIME_DIR can name another directory of yours)",
+            2,
+        ) from error
 
 
 def _device_of(mountpoint: Path) -> int:

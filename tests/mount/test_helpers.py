@@ -302,6 +302,8 @@ def test_the_mount_of_another_user_is_not_for_us_to_end_or_to_cover(host: Host):
         other = [*host.machine.s3mount, *words, str(host.path)]
         line = host.complaint(1, *other, user=NOBODY - 1)
         assert line == f"s3mount: {host.path}: only its owner and root may ask\n"
+    line = host.complaint(1, *command, "-o", "remount,rw", user=NOBODY - 1)
+    assert line == f"s3mount: {host.path}: only its owner and root may ask\n"
     line = host.complaint(32, *command, "-o", options, user=NOBODY - 1)
     assert f"{host.bucket.name} is already mounted on {host.path}" in line
     host.machine.check(*host.machine.s3mount, "umount", str(host.path), user=NOBODY)
@@ -318,6 +320,20 @@ def test_a_runtime_directory_that_is_not_the_users_is_left_alone(host: Host):
             away = [*host.machine.s3mount, "umount", str(host.path)]
             host.machine.check(*away, user=NOBODY, XDG_RUNTIME_DIR=later)
             assert host.find("SOURCE") == ""
+
+
+def test_a_place_for_the_socket_that_is_not_safe_is_told_before_the_mount(host: Host):
+    host.give_to(NOBODY)
+    command = [*host.machine.s3mount, host.bucket.name, str(host.path), "-o", host.options]
+    with TemporaryDirectory(dir="/tmp") as runtime:  # Short, as such directories are.
+        os.chown(runtime, NOBODY, NOBODY)
+        Path(runtime, "s3mount").mkdir(mode=0o755)  # root's
+        line = host.complaint(2, *command, user=NOBODY, XDG_RUNTIME_DIR=runtime)
+    assert line.startswith(
+        f"s3mount: the control socket has no place: {runtime}/s3mount must be a directory of yours "
+        "with mode 0700 (XDG_RUNTIME_DIR"
+    )
+    assert host.find("SOURCE") == ""
 
 
 def test_a_lazy_umount_returns_while_a_file_is_open(host: Host):
