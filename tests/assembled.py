@@ -135,12 +135,17 @@ async def assembled(
     *,
     max_entries: int = 10_000,
     clock: Any = trio.current_time,
+    writeback: bool = False,
 ) -> AsyncIterator[Assembled]:
-    """Put the parts together; *path* is an empty directory, and *descriptor* one of it."""
+    """Put the parts together; *path* is an empty directory, and *descriptor* one of it.
+
+    With *writeback* the journal is on the disk only as far as somebody has waited for that.
+    """
     with closing(Journal(descriptor, CRC)) as journal:
         journal.create()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(journal.run)
+            if not writeback:
+                nursery.start_soon(journal.run)
             budget = MemoryBudget(64 << 20)
             blocks = BlockCache(store, budget, nursery, None, verify=False)
             index = AttributeIndex(None, "", "", lasting=False, clock=clock)
@@ -161,7 +166,7 @@ async def assembled(
                 keep_attributes=True,
                 header_rules=NO_HEADERS,
                 journal=journal,
-                backlog=Backlog(0, 0, path),
+                backlog=Backlog(MIN_PART_SIZE if writeback else 0, 0, path),
                 trees=TreeGate(),
             )
             filesystem = FileSystem(store, namespace, workshop, exclusive_at_open=False)

@@ -30,11 +30,14 @@ class Known:
     """What has to be in a directory.
 
     `files` are digests by name; `touched` are names that a call without an answer was about, with
-    all digests that they may have now (None: no such file).
+    all digests that they may have now (None: no such file).  `moving` are both names and the digest
+    of a file whose renaming nobody has answered, `origins` tell where a digest was written.
     """
 
     files: dict[str, str] = field(default_factory=dict)
     touched: dict[str, set[str | None]] = field(default_factory=dict)
+    moving: tuple[str, str, str] | None = None
+    origins: dict[str, str] = field(default_factory=dict)
 
     def complaints(self, directory: Path) -> list[str]:
         """What is wrong in *directory*; what was not certain is known from here on."""
@@ -45,10 +48,19 @@ class Known:
         for name in found.keys() | self.files.keys() | self.touched.keys():
             may_be = self.touched.get(name, {self.files.get(name)})
             if found.get(name) not in may_be:
-                what = "not there" if name not in found else "wrong"
-                wrong.append(f"{directory / name}: {what}")
-        self.files, self.touched = found, {}
+                wrong.append(f"{directory / name}: {self._is(found.get(name))}")
+                wrong[-1] += f", not {' or '.join(map(self._is, may_be))}"
+        if self.moving is not None:
+            old, new, moved = self.moving
+            if moved not in (found.get(old), found.get(new)):
+                wrong.append(f"{directory / old}: it is nowhere, after a renaming to {new}")
+        self.files, self.touched, self.moving = found, {}, None
         return wrong
+
+    def _is(self, found: str | None) -> str:
+        if found is None:
+            return "not there"
+        return f"what was written to {self.origins.get(found, 'none')}"
 
 
 class Worker(threading.Thread):
@@ -100,6 +112,7 @@ class Worker(threading.Thread):
     def _write(self, name: str, *, sync: bool) -> None:
         body = self._random.randbytes(self._random.choices(SIZES, WEIGHTS)[0])
         files, touched = self._known.files, self._known.touched
+        self._known.origins[digest(body)] = f"{name} by {self.name} at step {self.steps}"
         # O_TRUNC alone may have happened, too.
         touched[name] = {files.get(name), digest(body), digest(b"")}
         with (self.directory / name).open("wb") as file:
@@ -120,9 +133,11 @@ class Worker(threading.Thread):
         moved = files[old]
         # A file is copied, and then deleted: both names may have it for a moment.
         touched[old], touched[new] = {moved, None}, {files.get(new), moved}
+        self._known.moving = old, new, moved
         (self.directory / old).rename(self.directory / new)
         files[new] = files.pop(old)
         del touched[old], touched[new]
+        self._known.moving = None
 
     def _remove(self, name: str) -> None:
         files, touched = self._known.files, self._known.touched

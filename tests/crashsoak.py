@@ -17,6 +17,7 @@ from random import Random
 from s3mount.demo.weed import Credentials
 from tests.crashload import Worker, end, planted, successors
 from tests.mounts import Bucket, Mounter
+from tests.server import await_orphaned_requests
 from tests.servers import Server, make_server
 
 WRITEBACK = ("-o", "writeback")
@@ -66,6 +67,7 @@ def crash_daemon(directory: Path, count: int, seed: int) -> list[str]:
                 worker.start()
             time.sleep(random.uniform(0.0, LONGEST))
             one.kill()
+            await_orphaned_requests(bucket.url)
             for worker in workers:
                 worker.join()
             steps += sum(worker.steps for worker in workers)

@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from s3mount.demo.weed import REGION, Credentials
+
+TCP_TABLES = Path("/proc/net/tcp"), Path("/proc/net/tcp6")
 
 
 class ServerError(Exception):
@@ -89,3 +92,21 @@ def answers(server: Server, deadline: float, is_alive: Callable[[], bool] = lamb
         else:
             return True
     return False
+
+
+def await_orphaned_requests(url: str, seconds: float = 20.0) -> None:
+    """Return when the server at *url* has done what clients have asked that are gone by now.
+
+    Until then it may still write what a dead daemon has sent, and undo what is done next; that is
+    tested by itself, in `tests.mount.test_late_requests`.  A connection stays in CLOSE_WAIT for as
+    long as a server that has heard of its end works on its request.
+    """
+    port, close_wait = f":{urlsplit(url).port:04X}", "08"
+    deadline = time.monotonic() + seconds
+    while True:
+        lines = [line for path in TCP_TABLES for line in path.read_text().splitlines()[1:]]
+        states = [line.split()[3] for line in lines if line.split()[1].endswith(port)]
+        if close_wait not in states:
+            return
+        assert time.monotonic() < deadline, f"{url} still works for clients that are gone"
+        time.sleep(0.02)

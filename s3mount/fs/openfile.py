@@ -369,7 +369,7 @@ class OpenFile(FileBytes):
                 if self.recorded_bytes:
                     self.note()
                 else:
-                    await self._record()
+                    await self.write_record()
         await self._workshop.journal.commit()
 
     def note(self) -> None:
@@ -380,7 +380,8 @@ class OpenFile(FileBytes):
         self._workshop.journal.change(self.record, fields)
         self._recorded = self._mark()
 
-    async def _record(self, state: str = PENDING) -> None:
+    async def write_record(self, state: str = PENDING) -> None:
+        """Tell the journal of everything; for who holds the lock.  Raises `OSError`."""
         staged, pieces, blob = self._staged, [], b""
         if staged is not None and (staged.extents.total > INLINE_SIZE or staged.dropped):
             pieces = list(await staged.secure())
@@ -427,6 +428,12 @@ class OpenFile(FileBytes):
             self._superseded.clear()
             self.record, self._recorded = "", None
 
+    @property
+    def kept_key(self) -> str:
+        """What people find it under: parts that have left belong to one key for ever."""
+        upload = self._upload
+        return upload.key if upload and self._is_dropped(0, 1 << 62) else self.inode.key
+
     async def keep(self) -> bool:
         """Have people find unsaved bytes by ``s3mount recover``; False when there are none.
 
@@ -441,12 +448,12 @@ class OpenFile(FileBytes):
             if not self.recorded_bytes:
                 if taken and self._staged is not None and self._staged.path is not None:
                     await self._staged.fork()  # The file on the disk went with the record.
-                await self._record(FAILED)
+                await self.write_record(FAILED)
             elif not taken:
                 journal.change(self.record, {"state": FAILED, "reason": str(self.error or "")})
-            if self._upload is not None and self._staged is not None and self._staged.dropped:
+            if self._upload is not None and self._is_dropped(0, 1 << 62):
                 sent = {"upload": self._upload.id, "sent": self._upload.sent()}
-                journal.change(self.record, sent)
+                journal.change(self.record, {"key": self.kept_key, **sent})
                 self._upload.let_go()
                 self._upload = None
             await journal.commit()

@@ -121,7 +121,8 @@ class Renamer:
                 await replaced.keep_content()
                 async with replaced.lock:  # What it saves meanwhile would undo the rename.
                     shadowed = _Shadowed(replaced.stored_key, replaced.inode.shown)
-                    await self._move_file(file, replaced, shadowed, parent, name, segment)
+                    async with self._fs.open_files.giving_way(replaced):
+                        await self._move_file(file, replaced, shadowed, parent, name, segment)
 
     async def _move_file(
         self,
@@ -218,9 +219,11 @@ class Renamer:
             if self._fs.namespace.folders:
                 await self._store.delete(old[:-1] + FOLDER)
         except StoreError:
-            self._fs.inodes.move(source, before[0], before[1], before[2])
-            etags = {listed.key: listed.etag for listed in copied.objects}
-            self._moved(new, old, etags, parent, segment)
+            # The rename fails, and has been made: both trees are there, each for itself.
+            self._fs.cache.drop(before[0].prefix, before[2])
+            self._forget_name(before[0].number, before[1])
+            self._forget_name(parent.number, name)
+            await self._fs.open_files.forgotten()  # Or the old one would go after a crash.
             raise
         # Whoever has listed the directory above meanwhile may have seen the old name still.
         self._fs.cache.put(before[0].prefix, before[2], Absent(self._fs.cache.clock()))

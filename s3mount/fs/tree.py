@@ -107,7 +107,7 @@ class TreeMover:
     async def remove(self, copied: CopiedTree) -> None:
         """Delete what was copied under its old name; what cannot be deleted now follows later.
 
-        Raises `StoreError` when the store refuses it.
+        Raises `StoreError` when the store refuses it: then the tree stays under both names.
         """
         old = copied.record.old
         try:
@@ -115,6 +115,10 @@ class TreeMover:
         except Unavailable as error:
             self._finish_later(copied)
             log.warning("%s: renamed, and not all of it is deleted yet: %s", old, error)
+        except StoreError:
+            # The program hears that it was not renamed; nothing may vanish after that.
+            forget(self._journal, copied.note)
+            raise
         except BaseException:
             self._finish_later(copied)
             raise

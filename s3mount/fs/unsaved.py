@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import NamedTuple
 
 import trio
@@ -28,7 +28,8 @@ from s3mount.fs.openfile import CONFLICTS, OpenFile
 from s3mount.fs.workshop import Workshop
 from s3mount.fs.writeback import LOST_ERRORS, WriteBack
 from s3mount.s3.store import ALWAYS, Precondition
-from s3mount.write.notes import forget
+from s3mount.write.notes import forget, intend_removal
+from s3mount.write.records import over
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,13 @@ class OpenFiles:
             self.writeback.drop(file)
 
     async def remove_obsolete(self, file: OpenFile, condition: Precondition) -> None:
-        """Delete what a file has left under names that it had before.  Raises `StoreError`."""
+        """Delete what a file has left under names that it had before.  Raises `StoreError`.
+
+        The journal hears of it first: after a crash it would bring back what was there before,
+        or put what the file has replaced over it, and nothing would be left of the file.
+        """
+        if self.writeback is not None or any(file.obsolete.values()):
+            await self.forgotten()
         while file.obsolete:
             key = next(iter(file.obsolete))
             await self._workshop.store.delete(key, condition=condition)
@@ -123,6 +130,62 @@ class OpenFiles:
         for record in filter(None, file.obsolete.values()):
             forget(self._workshop.journal, record)
         file.obsolete.clear()
+
+    @asynccontextmanager
+    async def giving_way(self, file: OpenFile) -> AsyncIterator[None]:
+        """Let another file be put at the name of *file*, of which the journal may have bytes.
+
+        After a crash they are brought back over whatever is there: nobody else has put it there.
+        """
+        journal, relaxed = self._workshop.journal, file.record and file.condition != ALWAYS
+        if relaxed:
+            await self._note_condition(file, ALWAYS)
+        try:
+            yield
+        except BaseException:
+            if relaxed and file.record:
+                with suppress(OSError):
+                    journal.change(file.record, over(file.condition))
+            raise
+
+    async def _note_condition(self, file: OpenFile, condition: Precondition) -> None:
+        try:
+            self._workshop.journal.change(file.record, over(condition))
+            await self._workshop.journal.commit()
+        except OSError as error:
+            log.warning(
+                "%s: a crash would leave it to `s3mount recover`: %s", file.inode.key, error
+            )
+
+    async def intend_removal(self, file: OpenFile) -> str:
+        """Have the journal say that a file goes, and no more what it was; the name of the record.
+
+        Else its bytes would be those of a file that somebody has removed, after a crash.
+        """
+        if not file.recorded_bytes or not file.stored_key:
+            return ""
+        etag = file.base.etag if file.base is not None else file.inode.shown
+        if noted := intend_removal(self._workshop.journal, file.stored_key, etag):
+            file.forget_record()
+            await self.forgotten()
+        return noted
+
+    async def take_removal_back(self, file: OpenFile, noted: str) -> None:
+        """The object of a file is still there: the journal has to have its bytes again."""
+        if not noted:
+            return
+        with trio.CancelScope(shield=True):
+            try:
+                await file.write_record()
+                forget(self._workshop.journal, noted)
+                await self._workshop.journal.commit()
+            except OSError as error:
+                log.warning("%s: a crash would lose it: %s", file.inode.key, error)
+
+    def removed(self, noted: str) -> None:
+        """The object whose removal was intended is gone."""
+        if noted:
+            forget(self._workshop.journal, noted)
 
     async def make_safe(self, file: OpenFile) -> None:
         """What close(2) and fsync(2) promise: the store has it, or the journal."""
@@ -241,7 +304,7 @@ class OpenFiles:
         if self.writeback is not None:
             self.writeback.drop(file)
         self._keeping.add(file)
-        self._workshop.nursery.start_soon(self._keep, file, file.inode.key, str(file.error))
+        self._workshop.nursery.start_soon(self._keep, file, file.kept_key, str(file.error))
         self._drop_name(file.inode)
         return True
 

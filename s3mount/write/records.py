@@ -91,8 +91,7 @@ class FileRecord:
             "kept": self.kept,
             "base": None if base is None else [base.key, base.etag, base.size],
             "base_limit": self.base_limit,
-            "etag": self.condition.etag,
-            "absent": self.condition.absent,
+            **over(self.condition),
             "expected": self.expected,
             "stored_key": self.stored_key,
             "pieces": self.pieces,
@@ -132,6 +131,11 @@ class FileRecord:
         if any(piece.start >= piece.stop for piece in record.pieces):
             raise ValueError("not a record of a file: an empty piece")
         return record
+
+
+def over(condition: Precondition) -> dict[str, object]:
+    """The fields of a `FileRecord` that say over what the file may be uploaded."""
+    return {"etag": condition.etag, "absent": condition.absent}
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,11 @@ class Recover:
         assert done.returncode == 0, done.stdout
         return [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
 
+    def upload(self) -> None:
+        """Have it made the object of its key."""
+        done = self._run(*self._command, "--upload", "--yes")
+        assert done.returncode == 0, done.stdout
+
     def export(self, target: Path) -> bytes:
         """What was kept."""
         done = self._run(*self._command, "--export", str(target))

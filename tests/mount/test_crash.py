@@ -13,9 +13,10 @@ from random import Random
 import pytest
 
 from tests.crashload import Worker, planted, successors
-from tests.faults import Answer, Delay, Hang, Point
+from tests.faults import ACCESS_DENIED, Answer, Delay, Hang, Late, Point
 from tests.mount.conftest import keys_of
 from tests.mounts import Bucket, Mount, Mounter, abort_connection
+from tests.server import await_orphaned_requests
 
 MIB = 1 << 20
 BUDGET = 25.0  # Seconds for the random crashes; `scripts/soak --crashes 200` takes longer.
@@ -322,6 +323,26 @@ def test_a_renaming_whose_deletions_fail_is_finished_by_the_same_daemon(
     assert not list(tmp_path.rglob("slot-*"))
 
 
+def test_a_renaming_whose_deletions_are_refused_leaves_both_trees_for_good(
+    again, mount: Mounter, s3, bucket: Bucket, proxy
+):
+    """Neither this daemon nor the next one removes what a program was told is there."""
+    mount.expect_log("rename old -> new: .*AccessDenied")
+    for number in range(20):
+        s3.put_object(Bucket=bucket.name, Key=f"old/{number}", Body=b"%d" % number)
+    one = again(url=proxy.url)
+    proxy.inject(ACCESS_DENIED, operation="DeleteObjects")
+    with pytest.raises(PermissionError):
+        (one.path / "old").rename(one.path / "new")
+    proxy.clear()
+    time.sleep(2.5)  # What is to follow later is tried after a second.
+    one.kill()
+    two = again(url=proxy.url)
+    for number in range(20):
+        assert (two.path / "old" / f"{number}").read_text() == f"{number}"
+        assert (two.path / "new" / f"{number}").read_text() == f"{number}"
+
+
 def test_a_renaming_that_has_failed_is_not_made_after_a_crash(
     again, mount: Mounter, s3, bucket: Bucket, proxy
 ):
@@ -417,6 +438,28 @@ def test_an_older_version_does_not_come_back(again, s3, bucket: Bucket, proxy):
         assert body_of(s3, bucket, "file") == b"new %d" % number
 
 
+@pytest.mark.parametrize(
+    ("operation", "size"), [("PutObject", 100), ("CompleteMultipartUpload", 20 * MIB)]
+)
+def test_what_the_dead_daemon_had_sent_arrives_while_the_next_one_uploads_the_same(
+    again, s3, bucket: Bucket, proxy, operation: str, size: int
+):
+    """That is no conflict with somebody else: not one byte of it has to be recovered by hand."""
+    body = Random(9).randbytes(size)
+    one = again(*WRITEBACK, "--part-size", "5M", url=proxy.url)
+    sent = proxy.inject(Late(), operation=operation, path="/file$")
+    (one.path / "file").write_bytes(body)
+    wait_for(lambda: sent.hits > 0)
+    one.kill()
+    proxy.clear()
+    slow = proxy.inject(Delay(1.0), operation=operation, path="/file$", count=1)
+    two = again(*WRITEBACK, "--part-size", "5M", url=proxy.url)
+    wait_for(lambda: slow.hits == 1)  # It has looked what is there, and sends it.
+    assert proxy.deliver_late()[0] == 200
+    assert two.umount() == 0
+    assert body_of(s3, bucket, "file") == body
+
+
 def renamed_until_the_deletion(one: Mount, proxy, when: Point) -> None:
     """Rename ``old`` to ``new``, and kill the daemon while it deletes the object ``old``."""
 
@@ -476,6 +519,7 @@ def test_random_crashes_lose_nothing(again, mount: Mounter, s3, bucket: Bucket):
             worker.start()
         time.sleep(random.uniform(0.1, 2.0))
         one.kill()
+        await_orphaned_requests(bucket.url)
         for worker in workers:
             worker.join()
         steps += sum(worker.steps for worker in workers)

@@ -1,6 +1,7 @@
 """Renames of files that fail half way: both names are there, each for itself."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,3 +74,33 @@ def test_a_file_that_could_not_be_renamed_undoes_nothing(
     with pytest.raises(OSError, match="Stale"):
         change()
     assert shared.get(path) == b"theirs"
+
+
+def test_a_directory_that_stays_under_its_old_name_is_two(
+    shared: Shared, proxy: FaultProxy, work: Path
+):
+    """Who works in it goes on in the new one, which is whole; nothing vanishes later."""
+    old, new = work / "old", work / "new"
+    (old / "sub").mkdir(parents=True)
+    (old / "a").write_bytes(b"a")
+    (old / "sub" / "b").write_bytes(b"b")
+    (old / "sub" / "c").write_bytes(b"c")
+    with (old / "sub" / "b").open("ab", buffering=0) as file:
+        refusal = proxy.inject(ACCESS_DENIED, operation="DeleteObjects")
+        with pytest.raises(PermissionError):
+            old.rename(new)
+        file.write(b" and more")
+    assert refusal.hits
+    proxy.remove(refusal)
+    wait_until(lambda: old.stat().st_ino != new.stat().st_ino)
+    (old / "sub" / "c").write_bytes(b"meant for the old one")
+    for path in (old, new):
+        assert sorted(one.name for one in path.iterdir()) == ["a", "sub"]
+    for place, b, c in ((old, b"b", b"meant for the old one"), (new, b"b and more", b"c")):
+        assert (place / "a").read_bytes() == b"a" == shared.get(place / "a")
+        assert (place / "sub" / "b").read_bytes() == b == shared.get(place / "sub" / "b")
+        assert (place / "sub" / "c").read_bytes() == c == shared.get(place / "sub" / "c")
+    shutil.rmtree(new)
+    old.rename(new)
+    assert (new / "sub" / "c").read_bytes() == b"meant for the old one"
+    assert shared.all_keys(old) == []

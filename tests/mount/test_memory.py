@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults import ACCESS_DENIED, Answer, Delay, Hang, Point
 from tests.mount.conftest import Shared
+from tests.mount.test_conflicts import recover_of
 from tests.mount.test_overtaken_reads import beside
 from tests.mount.test_writeback import wait_until
 from tests.servers import CHECKOUT
@@ -194,6 +195,36 @@ def test_what_went_on_under_an_old_name_is_saved_when_it_has_the_new_one(
     shared.proxy.remove(slow)
     assert refusal.hits == 1
     assert shared.all_keys(old) == []
+
+
+def test_what_went_on_under_an_old_name_and_is_refused_can_be_recovered(shared: Shared, work: Path):
+    """Its parts can only become the object that they were sent for."""
+    old, new, body = work / "old", work / "new", noise(40 * MIB, 16)
+    old.mkdir()
+    (old / "other").write_bytes(b"other")
+    slow = shared.proxy.inject(Delay(3), operation="CopyObject", path="other$")
+    refusal = shared.proxy.inject(ACCESS_DENIED, operation="CompleteMultipartUpload")
+    shared.mounter.expect_log(r"file: .*AccessDenied", optional=True)
+    shared.proxy.forget()
+    with beside(lambda: old.rename(new)):
+        wait_until(lambda: slow.hits > 0)
+        file = (old / "file").open("wb", buffering=0)
+        for start in range(0, len(body), MIB):
+            file.write(body[start : start + MIB])
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # Begins to write back.
+        wait_until(lambda: parts_sent(shared) >= 3)
+        wait_until(new.exists)
+    with pytest.raises(PermissionError):
+        file.close()
+    shared.proxy.remove(slow)
+    shared.proxy.remove(refusal)
+    recover = recover_of(shared, old / "file")
+    assert [row[:2] for row in recover.rows()] == [
+        [f"{shared.bucket.name}/{shared.key(old / 'file')}", "40.0 MiB"]
+    ]
+    recover.upload()
+    assert shared.get(old / "file") == body
+    assert recover.rows() == []
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,148 @@
+"""What the disk of the journal has at the moment in which the store is asked to delete something.
+
+A crash then must leave a file under one name or another, and nobody else's file gone for it.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3mount.errors import Denied
+from s3mount.fs.inodes import ROOT
+from s3mount.s3.store import ObjectInfo, Precondition, Stored
+from s3mount.write.journal import read_file, read_log
+from s3mount.write.logfile import LOG
+from s3mount.write.records import FILE, KIND, REMOVAL
+from tests.assembled import CRC, Assembled, SmallPages, assembled
+from tests.servers import Server
+from tests.stores import client_for, own_prefix, shared_bucket
+
+Seen = Mapping[str, tuple[str, object]]
+
+
+class Witness(SmallPages):
+    """A store that looks at the log in *directory* before it copies or deletes something.
+
+    `seen` is what a crash would leave there, for each request: kinds of records by their keys,
+    and the ETag under whose condition a file is to be uploaded.
+    """
+
+    def __init__(self, client: Any, directory: Path) -> None:
+        super().__init__(client, 1000)
+        self._directory = directory
+        self.refusing = False
+        self.seen: list[tuple[str, str, Seen]] = []
+
+    def left(self) -> Seen:
+        """What a crash would leave now."""
+        records = read_log(read_file(self._directory / LOG), CRC).records.values()
+        known = [record.fields for record in records]
+        return {
+            str(fields["key"]): (str(fields[KIND]), fields["etag"] or fields.get("absent"))
+            for fields in known
+        }
+
+    async def copy(self, source: str, target: str, **how: Any) -> Stored:
+        self.seen.append(("copy", target, self.left()))
+        self._refuse()
+        return await self._client.copy(source, target, **how)
+
+    async def delete(self, key: str, *, condition: Precondition) -> None:
+        await self._gone(key, self._client.delete, condition)
+
+    async def remove(self, key: str, *, condition: Precondition) -> None:
+        await self._gone(key, self._client.remove, condition)
+
+    async def _gone(
+        self, key: str, ask: Callable[..., Awaitable[None]], condition: Precondition
+    ) -> None:
+        self.seen.append(("delete", key, self.left()))
+        self._refuse()
+        await ask(key, condition=condition)
+
+    def _refuse(self) -> None:
+        if self.refusing:
+            raise Denied("it is refused")
+
+
+@pytest.fixture
+async def store(weed: Server, tmp_path: Path) -> AsyncIterator[Witness]:
+    async with client_for(shared_bucket(weed), prefix=own_prefix()) as client:
+        yield Witness(client, tmp_path)
+
+
+@pytest.fixture
+async def made(store: Witness, folder: int, tmp_path: Path) -> AsyncIterator[Assembled]:
+    async with assembled(store, tmp_path, folder, writeback=True) as made:
+        yield made
+
+
+async def write(made: Assembled, name: bytes, body: bytes) -> None:
+    """Write a file anew, and close it: the journal has it."""
+    found = await made.fs.lookup(ROOT, name)
+    found.inode.lookups += 1
+    handle, _ = await made.fs.open(found.inode.number, 2)
+    await made.fs.handles.write(handle, 0, body)
+    await made.close(handle)
+
+
+async def changed(made: Assembled, name: str) -> ObjectInfo:
+    """A file that is in the store, and has been changed since: that is in the journal alone."""
+    await made.store.put(name, [b"before"], headers={})
+    info = await made.store.head(name)
+    await write(made, name.encode(), b"after")
+    assert made.store.left() == {name: (FILE, info.etag)}
+    return info
+
+
+async def test_the_old_name_of_a_changed_file_is_forgotten_before_its_object_is_deleted(
+    made: Assembled, store: Witness
+):
+    info = await changed(made, "old")
+    await made.rename(b"old", b"new")
+    assert store.seen == [("delete", "old", {"old": (REMOVAL, info.etag)})]
+    assert store.left() == {}
+
+
+async def test_what_is_replaced_is_forgotten_before_the_old_name_goes(
+    made: Assembled, store: Witness
+):
+    """Else its bytes would be put over what has replaced it, which is nowhere else by then."""
+    await changed(made, "new")
+    await store.put("old", [b"moved"], headers={})
+    await made.rename(b"old", b"new")
+    assert store.seen == [
+        # The copy is no conflict with the change, if only one of the two is left.
+        ("copy", "new", {"new": (FILE, False)}),
+        ("delete", "old", {}),
+    ]
+
+
+async def test_what_is_not_replaced_after_all_keeps_its_condition(made: Assembled, store: Witness):
+    info = await changed(made, "new")
+    await store.put("old", [b"moved"], headers={})
+    store.refusing = True
+    with pytest.raises(Denied):
+        await made.rename(b"old", b"new")
+    await made.close(await made.create(b"other"))  # Has the journal on the disk.
+    assert store.left()["new"] == (FILE, info.etag)
+
+
+async def test_a_changed_file_is_forgotten_before_its_object_is_deleted(
+    made: Assembled, store: Witness
+):
+    info = await changed(made, "file")
+    await made.fs.unlink(ROOT, b"file")
+    assert store.seen == [("delete", "file", {"file": (REMOVAL, info.etag)})]
+
+
+async def test_a_changed_file_that_cannot_be_removed_is_in_the_journal_again(
+    made: Assembled, store: Witness
+):
+    info = await changed(made, "file")
+    store.refusing = True
+    with pytest.raises(Denied):
+        await made.fs.unlink(ROOT, b"file")
+    assert store.left() == {"file": (FILE, info.etag)}
