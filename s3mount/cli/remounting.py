@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from s3mount import controlclient
-from s3mount.cli.asking import socket_of
 from s3mount.errors import MountError
 from s3mount.mounts import FILE_SYSTEM_TYPE, MS_FLAGS, Mount, change_flags, find_mount
 from s3mount.options import FLAG_WORDS, Item, normal_name
@@ -59,7 +58,7 @@ def _changed_flags(flags: set[str], items: Sequence[Item]) -> set[str]:
 
 def _refuse_to_write(found: Mount) -> None:
     """A daemon that was started to read has not found out how its store can be written to."""
-    path = socket_of(found)
+    path = controlclient.find_socket(found.mountpoint, found.owner)
     try:
         if path is None:
             raise controlclient.NoDaemon("no daemon")
