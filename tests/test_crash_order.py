@@ -11,7 +11,7 @@ import pytest
 
 from s3mount.errors import Denied
 from s3mount.fs.inodes import ROOT
-from s3mount.s3.store import ObjectInfo, Precondition, Stored
+from s3mount.s3.store import ALWAYS, ObjectInfo, Precondition, Stored
 from s3mount.write.journal import read_file, read_log
 from s3mount.write.logfile import LOG
 from s3mount.write.records import FILE, KIND, REMOVAL
@@ -118,6 +118,29 @@ async def test_what_is_replaced_is_forgotten_before_the_old_name_goes(
         ("copy", "new", {"new": (FILE, False)}),
         ("delete", "old", {}),
     ]
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("renamed", [True, False])
+async def test_what_the_store_has_is_what_a_file_was_renamed_over(
+    made: Assembled, store: Witness, told: bool, renamed: bool
+):
+    """A file that was never stored itself: only the journal has it, under its new name."""
+    await store.put("name", [b"before"], headers={})
+    info = await store.head("name")
+    if told:
+        await made.fs.lookup(ROOT, b"name")
+    await made.close(await made.create(b"other"))
+    await made.rename(b"other", b"name")
+    assert (await made.fs.lookup(ROOT, b"name")).inode.shown == ""
+    if not told:
+        for file in made.fs.files.values():
+            file.expected = ALWAYS  # As where another daemon has left it.
+    if renamed:
+        await made.rename(b"name", b"new")
+    else:
+        await made.fs.unlink(ROOT, b"name")
+    assert store.seen == [("delete", "name", {"name": (REMOVAL, info.etag)})]
 
 
 async def test_what_is_not_replaced_after_all_keeps_its_condition(made: Assembled, store: Witness):

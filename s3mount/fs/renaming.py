@@ -111,6 +111,7 @@ class Renamer:
         with self._fs.open_files.held(await self._fs.file_of(source)) as file:
             if file.given_up:
                 raise PosixError(errno.ESTALE)  # The name has another inode by now.
+            await self._fs.open_files.learn_stored(file)
             # Who opens the target from here on finds it gone: no checkpoint until it is.
             replaced = self._fs.files.get(target) if target is not None else None
             if replaced is None:
@@ -120,6 +121,7 @@ class Renamer:
             with self._fs.open_files.held(replaced):
                 await replaced.keep_content()
                 async with replaced.lock:  # What it saves meanwhile would undo the rename.
+                    await self._fs.open_files.learn_stored(replaced)
                     shadowed = _Shadowed(replaced.stored_key, replaced.inode.shown)
                     async with self._fs.open_files.giving_way(replaced):
                         await self._move_file(file, replaced, shadowed, parent, name, segment)

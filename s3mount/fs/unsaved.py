@@ -157,6 +157,20 @@ class OpenFiles:
                 "%s: a crash would leave it to `s3mount recover`: %s", file.inode.key, error
             )
 
+    async def learn_stored(self, file: OpenFile) -> None:
+        """Have ``inode.shown`` tell what the store has of a file that the journal has, too.
+
+        It may be another object than the one that was seen under its name: what a file was renamed
+        over, before it was ever stored itself.  Raises `StoreError`.
+        """
+        if not file.record or not file.stored_key:
+            return
+        etag = _stored_etag(file)
+        if not etag:
+            with suppress(NotFound):
+                etag = (await self._workshop.store.head(file.stored_key)).etag
+        file.inode.shown = _stored_etag(file) or etag
+
     async def intend_removal(self, file: OpenFile) -> str:
         """Have the journal say that a file goes, and no more what it was; the name of the record.
 
@@ -164,8 +178,8 @@ class OpenFiles:
         """
         if not file.recorded_bytes or not file.stored_key:
             return ""
-        etag = file.base.etag if file.base is not None else file.inode.shown
-        if noted := intend_removal(self._workshop.journal, file.stored_key, etag):
+        await self.learn_stored(file)
+        if noted := intend_removal(self._workshop.journal, file.stored_key, file.inode.shown):
             file.forget_record()
             await self.forgotten()
         return noted
@@ -380,6 +394,13 @@ class OpenFiles:
             file.unsaved_attributes = False
             self._workshop.report(file.inode.key, error)
         self.settle(file)
+
+
+def _stored_etag(file: OpenFile) -> str:
+    """The ETag of what the store has at `stored_key`; empty where nobody has told us."""
+    if file.base is not None and file.base.key == file.stored_key:
+        return file.base.etag
+    return file.condition.etag or file.expected.etag or ""
 
 
 def _is_lost(file: OpenFile) -> bool:
