@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from s3mount.errors import Denied
+from s3mount.fs import writeback
 from s3mount.fs.inodes import ROOT
 from s3mount.s3.store import ALWAYS, ObjectInfo, Precondition, Stored
 from s3mount.write.journal import read_file, read_log
@@ -44,6 +45,11 @@ class Witness(SmallPages):
             for fields in known
         }
 
+    async def put(self, key: str, *body: Any, **how: Any) -> Stored:
+        if "condition" in how:  # Those of the file system have one.
+            self.seen.append(("put", key, self.left()))
+        return await self._client.put(key, *body, **how)
+
     async def copy(self, source: str, target: str, **how: Any) -> Stored:
         self.seen.append(("copy", target, self.left()))
         self._refuse()
@@ -74,7 +80,12 @@ async def store(weed: Server, tmp_path: Path) -> AsyncIterator[Witness]:
 
 
 @pytest.fixture
-async def made(store: Witness, folder: int, tmp_path: Path) -> AsyncIterator[Assembled]:
+async def made(
+    store: Witness, folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Assembled]:
+    """One that uploads nothing by itself, for as long as a test takes."""
+    for name in ("MIN_AGE", "MAX_AGE"):
+        monkeypatch.setattr(writeback, name, 3600.0)
     async with assembled(store, tmp_path, folder, writeback=True) as made:
         yield made
 
@@ -102,8 +113,22 @@ async def test_the_old_name_of_a_changed_file_is_forgotten_before_its_object_is_
 ):
     info = await changed(made, "old")
     await made.rename(b"old", b"new")
-    assert store.seen == [("delete", "old", {"old": (REMOVAL, info.etag)})]
+    assert store.seen == [
+        ("put", "new", {"old": (FILE, info.etag)}),
+        ("delete", "old", {"old": (REMOVAL, info.etag)}),
+    ]
     assert store.left() == {}
+
+
+async def test_what_is_uploaded_past_the_journal_is_no_conflict_with_what_it_has(
+    made: Assembled, store: Witness
+):
+    """As by a mount without writeback, of what one with writeback has left."""
+    await changed(made, "file")
+    (file,) = made.fs.files.values()
+    await file.write(0, b"later")
+    await made.fs.open_files.save(file)
+    assert store.seen == [("put", "file", {"file": (FILE, False)})]
 
 
 async def test_what_is_replaced_is_forgotten_before_the_old_name_goes(
@@ -140,7 +165,7 @@ async def test_what_the_store_has_is_what_a_file_was_renamed_over(
         await made.rename(b"name", b"new")
     else:
         await made.fs.unlink(ROOT, b"name")
-    assert store.seen == [("delete", "name", {"name": (REMOVAL, info.etag)})]
+    assert store.seen[-1] == ("delete", "name", {"name": (REMOVAL, info.etag)})
 
 
 async def test_what_is_not_replaced_after_all_keeps_its_condition(made: Assembled, store: Witness):

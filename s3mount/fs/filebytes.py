@@ -86,7 +86,8 @@ class FileBytes(ABC):
         self._generation = 0
         self._detached = False
         self.record = ""
-        self._recorded: tuple[object, ...] | None = None  # What of us the journal has.
+        # What of us the journal has.
+        self._recorded: tuple[int, Attributes, str, str, Precondition] | None = None
         self._superseded: list[Path] = []
         self._kept_generation = -1
 

@@ -127,20 +127,13 @@ class OpenFile(FileBytes):
             if self.changed:
                 self.condition = Precondition(etag=own.etag)
             return True
-        if self.condition.absent and await self._is_ghost():
-            self.condition = ALWAYS
-            return True
-        return False
-
-    async def _is_ghost(self) -> bool:
-        """Whether nothing is there after all.
-
-        SeaweedFS takes a directory that has lost its last object for an object of that name.
-        """
-        try:
-            await self._workshop.store.head(self.inode.key)
-        except NotFound:
-            return True
+        if self.condition.absent:
+            try:
+                await self._workshop.store.head(self.inode.key)
+            except NotFound:
+                # SeaweedFS takes a directory that has lost its last object for one of its name.
+                self.condition = ALWAYS
+                return True
         return False
 
     def _wanted(self) -> Precondition:
@@ -354,7 +347,12 @@ class OpenFile(FileBytes):
         """Whether all that is unsaved is here, so that the journal can have it."""
         return self._upload is None and not (self._staged is not None and self._staged.dropped)
 
-    def _mark(self) -> tuple[object, ...]:
+    @property
+    def recorded_condition(self) -> Precondition:
+        """Over what a crash would have it uploaded."""
+        return ALWAYS if self._recorded is None else self._recorded[-1]
+
+    def _mark(self) -> tuple[int, Attributes, str, str, Precondition]:
         return (self._generation, self.attributes, self.inode.key, self.stored_key, self.condition)
 
     async def acknowledge(self) -> None:

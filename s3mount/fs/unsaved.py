@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import NamedTuple
 
 import trio
@@ -96,8 +97,10 @@ class OpenFiles:
 
     async def save(self, file: OpenFile) -> None:
         """Save a file, and take note of what the store has now."""
+        newer = bool(file.record) and not file.recorded_bytes
         try:
-            stored = await file.save()
+            async with self.giving_way(file) if newer else nullcontext():
+                stored = await file.save()
         except CONFLICTS:
             self.lost(file)
             raise
@@ -133,29 +136,26 @@ class OpenFiles:
 
     @asynccontextmanager
     async def giving_way(self, file: OpenFile) -> AsyncIterator[None]:
-        """Let another file be put at the name of *file*, of which the journal may have bytes.
+        """Let something else be put at the name of *file* than what the journal has of it.
 
-        After a crash they are brought back over whatever is there: nobody else has put it there.
+        After a crash that is brought back over whatever is there: nobody else has put it there.
         """
-        journal, relaxed = self._workshop.journal, file.record and file.condition != ALWAYS
-        if relaxed:
-            await self._note_condition(file, ALWAYS)
+        journal, before = self._workshop.journal, file.recorded_condition
+        if before == ALWAYS:
+            yield
+            return
+        try:
+            journal.change(file.record, {**over(ALWAYS), "time": time.time()})
+            await journal.commit()
+        except OSError as error:
+            log.warning("%s: a crash leaves it to `s3mount recover`: %s", file.inode.key, error)
         try:
             yield
         except BaseException:
-            if relaxed and file.record:
+            if file.record:
                 with suppress(OSError):
-                    journal.change(file.record, over(file.condition))
+                    journal.change(file.record, over(before))
             raise
-
-    async def _note_condition(self, file: OpenFile, condition: Precondition) -> None:
-        try:
-            self._workshop.journal.change(file.record, over(condition))
-            await self._workshop.journal.commit()
-        except OSError as error:
-            log.warning(
-                "%s: a crash would leave it to `s3mount recover`: %s", file.inode.key, error
-            )
 
     async def learn_stored(self, file: OpenFile) -> None:
         """Have ``inode.shown`` tell what the store has of a file that the journal has, too.
