@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from s3mount.errors import Denied
 from s3mount.fs import writeback
@@ -18,7 +19,7 @@ from s3mount.write.logfile import LOG
 from s3mount.write.records import FILE, KIND, REMOVAL
 from tests.assembled import CRC, Assembled, SmallPages, assembled
 from tests.servers import Server
-from tests.stores import client_for, own_prefix, shared_bucket
+from tests.stores import client_for, content_of, own_prefix, shared_bucket
 
 Seen = Mapping[str, tuple[str, object]]
 
@@ -34,6 +35,7 @@ class Witness(SmallPages):
         super().__init__(client, 1000)
         self._directory = directory
         self.refusing = False
+        self.slow_seconds = 0.0
         self.seen: list[tuple[str, str, Seen]] = []
 
     def left(self) -> Seen:
@@ -65,6 +67,7 @@ class Witness(SmallPages):
         self, key: str, ask: Callable[..., Awaitable[None]], condition: Precondition
     ) -> None:
         self.seen.append(("delete", key, self.left()))
+        await trio.sleep(self.slow_seconds)
         self._refuse()
         await ask(key, condition=condition)
 
@@ -194,3 +197,19 @@ async def test_a_changed_file_that_cannot_be_removed_is_in_the_journal_again(
     with pytest.raises(Denied):
         await made.fs.unlink(ROOT, b"file")
     assert store.left() == {"file": (FILE, info.etag)}
+
+
+async def test_a_changed_file_that_cannot_be_removed_is_uploaded_all_the_same(
+    made: Assembled, store: Witness, monkeypatch: pytest.MonkeyPatch
+):
+    """Also when its turn comes while it is about to be removed."""
+    await changed(made, "file")
+    store.refusing, store.slow_seconds = True, 3 * writeback.LOOK
+    monkeypatch.setattr(writeback, "MAX_AGE", 0.0)
+    with pytest.raises(Denied):
+        await made.fs.unlink(ROOT, b"file")
+    for _ in range(400):
+        if not made.fs.files:
+            break
+        await trio.sleep(0.05)
+    assert await content_of(store, "file") == b"aftere"  # Written over "before".

@@ -195,6 +195,8 @@ class OpenFiles:
                 await self._workshop.journal.commit()
             except OSError as error:
                 log.warning("%s: a crash would lose it: %s", file.inode.key, error)
+        if self.writeback is not None:
+            self.writeback.add(file)  # Its turn may have come and gone meanwhile.
 
     def removed(self, noted: str) -> None:
         """The object whose removal was intended is gone."""
