@@ -35,7 +35,7 @@ class Witness(SmallPages):
         super().__init__(client, 1000)
         self._directory = directory
         self.refusing = False
-        self.slow_seconds = 0.0
+        self.meanwhile: Callable[[], None] | None = None
         self.seen: list[tuple[str, str, Seen]] = []
 
     def left(self) -> Seen:
@@ -67,7 +67,9 @@ class Witness(SmallPages):
         self, key: str, ask: Callable[..., Awaitable[None]], condition: Precondition
     ) -> None:
         self.seen.append(("delete", key, self.left()))
-        await trio.sleep(self.slow_seconds)
+        if self.meanwhile is not None:
+            self.meanwhile()
+            await trio.sleep(3 * writeback.LOOK)
         self._refuse()
         await ask(key, condition=condition)
 
@@ -204,8 +206,8 @@ async def test_a_changed_file_that_cannot_be_removed_is_uploaded_all_the_same(
 ):
     """Also when its turn comes while it is about to be removed."""
     await changed(made, "file")
-    store.refusing, store.slow_seconds = True, 3 * writeback.LOOK
-    monkeypatch.setattr(writeback, "MAX_AGE", 0.0)
+    store.refusing = True
+    store.meanwhile = lambda: monkeypatch.setattr(writeback, "MAX_AGE", 0.0)
     with pytest.raises(Denied):
         await made.fs.unlink(ROOT, b"file")
     for _ in range(400):
