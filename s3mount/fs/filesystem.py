@@ -327,20 +327,10 @@ class FileSystem:
         if file is None:
             await self._store.remove(key, condition=known)
             return
-        with self.open_files.held(file):
-            await file.keep_content()
-            async with file.lock:  # What is saved meanwhile would bring the object back.
-                noted = await self.open_files.intend_removal(file)
-                if file.stored_key:
-                    known = expecting(file.base.etag) if file.base is not None else file.expected
-                    try:
-                        await self._store.remove(key, condition=known)
-                    except BaseException:
-                        await self.open_files.take_removal_back(file, noted)
-                        raise
-                file.detach()
-            await self.open_files.forgotten()
-            self.open_files.removed(noted)
+        async with self.open_files.removing(file):
+            if file.stored_key:
+                known = expecting(file.base.etag) if file.base is not None else file.expected
+                await self._store.remove(key, condition=known)
 
     def _gone(self, parent: Inode, segment: str) -> None:
         self.cache.put(parent.prefix, segment, Absent(self.cache.clock()))

@@ -171,11 +171,30 @@ class OpenFiles:
                 etag = (await self._workshop.store.head(file.stored_key)).etag
         file.inode.shown = _stored_etag(file) or etag
 
-    async def intend_removal(self, file: OpenFile) -> str:
-        """Have the journal say that a file goes, and no more what it was; the name of the record.
+    @asynccontextmanager
+    async def removing(self, file: OpenFile) -> AsyncIterator[None]:
+        """Let the object of a file be deleted inside the block; then its name is gone.
 
-        Else its bytes would be those of a file that somebody has removed, after a crash.
+        The journal hears of it first: else its bytes would be those of a file that somebody has
+        removed, after a crash.  Where the deletion fails it has them again.
         """
+        with self.held(file):
+            await file.keep_content()
+            async with file.lock:  # What is saved meanwhile would bring the object back.
+                noted = await self._intend_removal(file)
+                try:
+                    yield
+                except BaseException:
+                    if noted:
+                        await self._take_removal_back(file, noted)
+                    raise
+                file.detach()
+            await self.forgotten()
+            if noted:
+                forget(self._workshop.journal, noted)
+
+    async def _intend_removal(self, file: OpenFile) -> str:
+        """Replace the record of a file by that of its removal, whose name is returned."""
         if not file.recorded_bytes or not file.stored_key:
             return ""
         await self.learn_stored(file)
@@ -184,10 +203,7 @@ class OpenFiles:
             await self.forgotten()
         return noted
 
-    async def take_removal_back(self, file: OpenFile, noted: str) -> None:
-        """The object of a file is still there: the journal has to have its bytes again."""
-        if not noted:
-            return
+    async def _take_removal_back(self, file: OpenFile, noted: str) -> None:
         with trio.CancelScope(shield=True):
             try:
                 await file.write_record()
@@ -197,11 +213,6 @@ class OpenFiles:
                 log.warning("%s: a crash would lose it: %s", file.inode.key, error)
         if self.writeback is not None:
             self.writeback.add(file)  # Its turn may have come and gone meanwhile.
-
-    def removed(self, noted: str) -> None:
-        """The object whose removal was intended is gone."""
-        if noted:
-            forget(self._workshop.journal, noted)
 
     async def make_safe(self, file: OpenFile) -> None:
         """What close(2) and fsync(2) promise: the store has it, or the journal."""
