@@ -136,6 +136,16 @@ async def test_what_is_uploaded_past_the_journal_is_no_conflict_with_what_it_has
     assert store.seen == [("put", "file", {"file": (FILE, False)})]
 
 
+async def test_an_upload_that_leaves_no_old_name_does_not_wait_for_the_disk(
+    made: Assembled, store: Witness
+):
+    info = await changed(made, "file")
+    (file,) = made.fs.files.values()
+    await made.fs.open_files.save(file)
+    assert store.seen == [("put", "file", {"file": (FILE, info.etag)})]
+    assert store.left() == {"file": (FILE, info.etag)}
+
+
 async def test_what_is_replaced_is_forgotten_before_the_old_name_goes(
     made: Assembled, store: Witness
 ):

@@ -120,7 +120,7 @@ class OpenFiles:
         The journal hears of it first: after a crash it would bring back what was there before,
         or put what the file has replaced over it, and nothing would be left of the file.
         """
-        if self.writeback is not None or any(file.obsolete.values()):
+        if file.obsolete and (self.writeback is not None or any(file.obsolete.values())):
             await self.forgotten()
         while file.obsolete:
             key = next(iter(file.obsolete))
