@@ -40,7 +40,6 @@ from s3mount.s3.sigv4 import UNSIGNED_PAYLOAD, canonical_query
 from s3mount.s3.store import (
     ALWAYS,
     MAX_PARTS,
-    MAX_SIZE,
     Body,
     Capabilities,
     ListedPart,
@@ -408,11 +407,11 @@ class MultipartUploads(Subresources):
         if algorithm is not None:
             crc = checksum.decode(algorithm, fields.get(checksum.element_of(algorithm)))
         try:
-            number, size = int(fields["PartNumber"]), int(fields["Size"])
+            number, size = int(fields["PartNumber"]), xml.object_size(fields["Size"])
         except (KeyError, ValueError) as error:
             raise Unavailable(f"{request.what}: a part makes no sense: {error}") from error
-        if not 1 <= number <= MAX_PARTS or not 0 <= size <= MAX_SIZE:
-            raise Unavailable(f"{request.what}: there is no part {number} of {size} bytes")
+        if not 1 <= number <= MAX_PARTS:
+            raise Unavailable(f"{request.what}: there is no part {number}")
         return ListedPart(number, size, xml.quoted(fields.get("ETag", "")), crc)
 
     async def abort_upload(self, key: str, upload_id: str) -> None:

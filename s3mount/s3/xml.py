@@ -172,9 +172,6 @@ def listing(body: bytes, prefix: str, root: str, *, metadata: bool = False) -> L
     items = tree.findall(f"{namespace}Contents")
     objects = _listed_objects(items, namespace, escaped, prefix, cut)
     headers = _listed_headers(items, objects, namespace) if metadata else {}
-    sizes = [item.size for item in objects] or [0]
-    if min(sizes) < 0 or max(sizes) > MAX_SIZE:
-        raise Malformed("an object has an absurd size")
     found = tree.findall(f"{namespace}CommonPrefixes/{namespace}Prefix")
     prefixes = [_name(item.text or "", escaped) for item in found]
     if not all(name.startswith(prefix) for name in prefixes):
@@ -235,7 +232,7 @@ def _listed_version(
         return ListedVersion(
             _name(fields["Key"], escaped),
             fields["VersionId"] or "null",
-            _size(fields.get("Size")),
+            object_size(fields.get("Size") or "0"),
             "" if deleted else quoted(fields.get("ETag", "")),
             moment_ns(fields.get("LastModified", "")),
             fields.get("IsLatest", "").strip().lower() == "true",
@@ -247,9 +244,9 @@ def _listed_version(
         raise Malformed(f"a version of the listing makes no sense: {error}") from error
 
 
-def _size(text: str | None) -> int:
-    """The bytes of an object; raises `ValueError` where no file can have so many."""
-    size = int(text or 0)
+def object_size(text: str) -> int:
+    """The bytes of an object or a part; raises `ValueError` where no file can have so many."""
+    size = int(text)
     if not 0 <= size <= MAX_SIZE:
         raise ValueError(f"a size of {size}")
     return size
@@ -283,7 +280,7 @@ def _listed_objects(
             objects.append(
                 ListedObject(
                     key[cut:],
-                    int(fields[size_tag] or 0),
+                    object_size(fields[size_tag] or "0"),
                     etag if etag[-1:] == '"' else quoted(etag),
                     modified_ns(fields.get(modified_tag) or ""),
                     fields.get(class_tag) or "STANDARD",
