@@ -48,8 +48,8 @@ class Known:
         for name in found.keys() | self.files.keys() | self.touched.keys():
             may_be = self.touched.get(name, {self.files.get(name)})
             if found.get(name) not in may_be:
-                wrong.append(f"{directory / name}: {self._is(found.get(name))}")
-                wrong[-1] += f", not {' or '.join(map(self._is, may_be))}"
+                allowed = " or ".join(map(self._is, may_be))
+                wrong.append(f"{directory / name}: {self._is(found.get(name))}, not {allowed}")
         if self.moving is not None:
             old, new, moved = self.moving
             if moved not in (found.get(old), found.get(new)):

@@ -307,29 +307,35 @@ def test_the_mount_of_another_user_is_not_for_us_to_end_or_to_cover(host: Host):
     host.machine.check(*host.machine.s3mount, "umount", str(host.path), user=NOBODY)
 
 
-def test_a_runtime_directory_that_is_not_the_users_is_left_alone(host: Host):
-    host.give_to(NOBODY)
-    command = [*host.machine.s3mount, host.bucket.name, str(host.path), "-o", host.options]
-    with TemporaryDirectory(dir="/tmp") as theirs:  # Short, as such directories are.
-        os.chown(theirs, NOBODY, NOBODY)
-        Path(theirs, "s3mount").mkdir(mode=0o700)  # root's
-        for at_first, later in (("/root", "/nonexistent"), ("/nonexistent", "/root"), ("", theirs)):
-            host.machine.check(*command, user=NOBODY, XDG_RUNTIME_DIR=at_first)
-            away = [*host.machine.s3mount, "umount", str(host.path)]
-            host.machine.check(*away, user=NOBODY, XDG_RUNTIME_DIR=later)
-            assert host.find("SOURCE") == ""
-
-
-def test_a_place_for_the_socket_that_is_not_safe_is_told_before_the_mount(host: Host):
-    host.give_to(NOBODY)
-    command = [*host.machine.s3mount, host.bucket.name, str(host.path), "-o", host.options]
+@pytest.fixture
+def unsafe_runtime() -> Iterator[str]:
+    """A runtime directory of `NOBODY` in which the place of the sockets is root's."""
     with TemporaryDirectory(dir="/tmp") as runtime:  # Short, as such directories are.
         os.chown(runtime, NOBODY, NOBODY)
-        Path(runtime, "s3mount").mkdir(mode=0o755)  # root's
-        line = host.complaint(2, *command, user=NOBODY, XDG_RUNTIME_DIR=runtime)
+        Path(runtime, "s3mount").mkdir(mode=0o700)
+        yield runtime
+
+
+def test_a_runtime_directory_that_is_not_the_users_is_left_alone(host: Host, unsafe_runtime: str):
+    host.give_to(NOBODY)
+    command = [*host.machine.s3mount, host.bucket.name, str(host.path), "-o", host.options]
+    pairs = (("/root", "/nonexistent"), ("/nonexistent", "/root"), ("", unsafe_runtime))
+    for at_first, later in pairs:
+        host.machine.check(*command, user=NOBODY, XDG_RUNTIME_DIR=at_first)
+        away = [*host.machine.s3mount, "umount", str(host.path)]
+        host.machine.check(*away, user=NOBODY, XDG_RUNTIME_DIR=later)
+        assert host.find("SOURCE") == ""
+
+
+def test_a_place_for_the_socket_that_is_not_safe_is_told_before_the_mount(
+    host: Host, unsafe_runtime: str
+):
+    host.give_to(NOBODY)
+    command = [*host.machine.s3mount, host.bucket.name, str(host.path), "-o", host.options]
+    line = host.complaint(2, *command, user=NOBODY, XDG_RUNTIME_DIR=unsafe_runtime)
     assert line.startswith(
-        f"s3mount: the control socket has no place: {runtime}/s3mount must be a directory of yours "
-        "with mode 0700 (XDG_RUNTIME_DIR"
+        f"s3mount: the control socket has no place: {unsafe_runtime}/s3mount must be a directory "
+        "of yours with mode 0700 (XDG_RUNTIME_DIR"
     )
     assert host.find("SOURCE") == ""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
+from typing import BinaryIO
 
 import pytest
 
@@ -168,11 +169,8 @@ def test_a_directory_is_renamed_while_parts_of_a_file_in_it_leave(
     assert shared.all_keys(old) == []
 
 
-def test_what_went_on_under_an_old_name_is_saved_when_it_has_the_new_one(
-    shared: Shared, work: Path
-):
-    """The copy to the new name fails at first, and the file is not saved before it succeeds."""
-    old, new, body = work / "old", work / "new", noise(40 * MIB, 13)
+def streamed_while_renamed(shared: Shared, old: Path, new: Path, body: bytes) -> BinaryIO:
+    """Write ``old/file`` while *old* becomes *new*, and leave it open: some parts have left."""
     old.mkdir()
     (old / "other").write_bytes(b"other")
     slow = shared.proxy.inject(Delay(3), operation="CopyObject", path="other$")
@@ -185,6 +183,16 @@ def test_what_went_on_under_an_old_name_is_saved_when_it_has_the_new_one(
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # Begins to write back.
         wait_until(lambda: parts_sent(shared) >= 3)
         wait_until(new.exists)
+    shared.proxy.remove(slow)
+    return file
+
+
+def test_what_went_on_under_an_old_name_is_saved_when_it_has_the_new_one(
+    shared: Shared, work: Path
+):
+    """The copy to the new name fails at first, and the file is not saved before it succeeds."""
+    old, new, body = work / "old", work / "new", noise(40 * MIB, 13)
+    file = streamed_while_renamed(shared, old, new, body)
     refusal = shared.proxy.inject(ACCESS_DENIED, operation="CopyObject", path="file$", count=1)
     shared.mounter.expect_log(r"fsync .*/file: EACCES: .*AccessDenied", optional=True)
     with file:
@@ -192,31 +200,18 @@ def test_what_went_on_under_an_old_name_is_saved_when_it_has_the_new_one(
             os.fsync(file.fileno())
         os.fsync(file.fileno())
         assert shared.get(new / "file") == body
-    shared.proxy.remove(slow)
     assert refusal.hits == 1
     assert shared.all_keys(old) == []
 
 
 def test_what_went_on_under_an_old_name_and_is_refused_can_be_recovered(shared: Shared, work: Path):
     """Its parts can only become the object that they were sent for."""
-    old, new, body = work / "old", work / "new", noise(40 * MIB, 16)
-    old.mkdir()
-    (old / "other").write_bytes(b"other")
-    slow = shared.proxy.inject(Delay(3), operation="CopyObject", path="other$")
+    old, body = work / "old", noise(40 * MIB, 16)
+    file = streamed_while_renamed(shared, old, work / "new", body)
     refusal = shared.proxy.inject(ACCESS_DENIED, operation="CompleteMultipartUpload")
     shared.mounter.expect_log(r"file: .*AccessDenied", optional=True)
-    shared.proxy.forget()
-    with beside(lambda: old.rename(new)):
-        wait_until(lambda: slow.hits > 0)
-        file = (old / "file").open("wb", buffering=0)
-        for start in range(0, len(body), MIB):
-            file.write(body[start : start + MIB])
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # Begins to write back.
-        wait_until(lambda: parts_sent(shared) >= 3)
-        wait_until(new.exists)
     with pytest.raises(PermissionError):
         file.close()
-    shared.proxy.remove(slow)
     shared.proxy.remove(refusal)
     recover = recover_of(shared, old / "file")
     assert [row[:2] for row in recover.rows()] == [
